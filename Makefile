@@ -1,0 +1,43 @@
+# Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help demo test lint types check bench clean
+
+help:
+	@echo "make demo    a virtual patient through the whole node; pictures in demo-output/"
+	@echo "make test    every test that runs without a GPU, under ten minutes"
+	@echo "make check   lint, types and tests"
+	@echo "make bench   receiving against Orthanc, convolution, one full-size case (minutes)"
+
+# Installed anew only when the requirements change.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[gpu,dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(RUN)/dicomnode demo --out demo-output
+
+test: $(STAMP)
+	$(RUN)/python -m pytest
+
+lint: $(STAMP)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+types: $(STAMP)
+	$(RUN)/mypy
+
+check: lint types test
+
+bench: $(STAMP)
+	$(RUN)/python -m tests.bench.receive_bench
+	$(RUN)/python -m tests.bench.case_bench
+
+clean:
+	rm -rf $(VENV) demo-output bench-output build *.egg-info

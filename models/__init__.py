@@ -1,0 +1,1 @@
+"""The networks: architecture, training and shipped weights. Imported by `pipeline`, imports neither it nor `dicomnode`."""

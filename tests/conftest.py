@@ -1,0 +1,51 @@
+"""Fixtures that many tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+# Program → Debian package. Under REQUIRE_PEERS=1 (continuous integration) a missing one is a failure.
+PEER_PROGRAMS = {
+    "Orthanc": "orthanc",
+    "storescu": "dcmtk",
+    "dcmsend": "dcmtk",
+    "findscu": "dcmtk",
+    "movescu": "dcmtk",
+    "getscu": "dcmtk",
+    "echoscu": "dcmtk",
+    "storescp": "dcmtk",
+    "dcmdump": "dcmtk",
+    "dsrdump": "dcmtk",
+    "dcmftest": "dcmtk",
+    "dciodvfy": "dicom3tools",
+    "gdcminfo": "libgdcm-tools",
+}
+
+
+@pytest.fixture(scope="session")
+def peer_program() -> Callable[[str], str]:
+    """Path of a program that no one here wrote; skips, or fails under REQUIRE_PEERS=1, without it."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+        if path is None:
+            text = f"{name} is not installed: apt-get install {PEER_PROGRAMS[name]}"
+            if os.environ.get("REQUIRE_PEERS") == "1":
+                pytest.fail(text)
+            pytest.skip(text)
+        return path
+
+    return find
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests met real peers, so that a run that skipped them cannot pass for one."""
+    met = [r for r in terminalreporter.stats.get("passed", []) if "peers" in r.keywords]
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if "peers" in r.keywords]
+    terminalreporter.write_line(
+        f"tests against software no one here wrote: {len(met)} ran, {len(skipped)} skipped"
+    )
