@@ -1,1 +1,1 @@
-"""The networks: architecture, training and shipped weights. Imported by `pipeline`, imports neither it nor `dicomnode`."""
+"""The networks: architecture, training, shipped weights. Imports neither `pipeline` nor `dicomnode`."""
