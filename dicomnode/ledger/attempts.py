@@ -1,0 +1,87 @@
+"""Tries at computing and sending."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select, update
+
+from dicomnode.ledger.database import Database
+from dicomnode.ledger.rows import one_case, to_case, to_record
+from dicomnode.ledger.steps import insert_row, step
+from dicomnode.records import Attempt, Case
+from dicomnode.schema import ATTEMPTS, CASES
+from dicomnode.states import Event, State, allows
+
+
+class Attempts(Database):
+    """The ledger's knowledge of attempts."""
+
+    def begin(self, case_id: int, happened: Event | None, stage: str, now: float) -> Attempt:
+        """Claim a case for an attempt: the event and the attempt are one transaction.
+
+        happened: None for a further attempt that leaves the state as it is.
+        """
+        with self._decide() as connection:
+            case = one_case(connection, case_id)
+            if happened is not None:
+                step(connection, case, happened, now)
+            attempt_id = insert_row(
+                connection, ATTEMPTS, case_id=case_id, stage=stage, started_at=now, outcome="running"
+            )
+            return Attempt(attempt_id, case_id, stage, now, None, "running", "")
+
+    def end(
+        self,
+        attempt: Attempt,
+        happened: Event | None,
+        now: float,
+        *,
+        outcome: str,
+        reason: str = "",
+        remedy: str = "",
+        **columns: Any,
+    ) -> Case | None:
+        """Close an attempt and let `happened` follow from it.
+
+        returns: None when the attempt was closed before (the case moved on without it).
+        """
+        with self._decide() as connection:
+            closed = connection.execute(
+                update(ATTEMPTS)
+                .where(ATTEMPTS.c.id == attempt.id, ATTEMPTS.c.outcome == "running")
+                .values(ended_at=now, outcome=outcome, detail=reason)
+            )
+            if closed.rowcount == 0:
+                return None
+            case = one_case(connection, attempt.case_id)
+            if happened is not None and allows(case.state, happened):
+                step(connection, case, happened, now, reason=reason, remedy=remedy, **columns)
+            return one_case(connection, attempt.case_id)
+
+    def attempts(self, case_id: int) -> list[Attempt]:
+        """Every attempt at a case, oldest first."""
+        with self._read() as connection:
+            rows = connection.execute(
+                select(ATTEMPTS).where(ATTEMPTS.c.case_id == case_id).order_by(ATTEMPTS.c.id)
+            ).all()
+        return [to_record(Attempt, row) for row in rows]
+
+    def recover(self, now: float) -> list[Case]:
+        """After a start: attempts that the last run left open are closed and their cases queued.
+
+        returns: the cases that were COMPUTING, as they were. An interrupted attempt does not count
+        as failed: the node's end need not be the case's fault.
+        """
+        with self._decide() as connection:
+            connection.execute(
+                update(ATTEMPTS)
+                .where(ATTEMPTS.c.outcome == "running")
+                .values(ended_at=now, outcome="interrupted", detail="the node stopped")
+            )
+            rows = connection.execute(select(CASES).where(CASES.c.state == State.COMPUTING)).all()
+            for row in rows:
+                step(
+                    connection, to_case(row), Event.RECOVER, now, reason="the node stopped while it computed"
+                )
+            return [to_case(row) for row in rows]

@@ -1,0 +1,155 @@
+"""Connections to the database, and its migrations."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DisconnectionError,
+    OperationalError,
+    SQLAlchemyError,
+)
+
+from dicomnode.errors import ConfigurationError, LedgerUnavailable
+
+BUSY_TIMEOUT_S = 30.0
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+# Alembic keeps the migration under way in module globals.
+_MIGRATING = threading.Lock()
+
+
+class Database:
+    """Three kinds of transaction: to decide, to register in batches, to read."""
+
+    def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
+        self._decisions = _engine(url, "FULL", busy_timeout_s)
+        self._batches = _engine(url, "NORMAL", busy_timeout_s)
+
+    @classmethod
+    def open(cls, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:
+        """Create or migrate the database at `url` and open it.
+
+        busy_timeout_s: how long to wait for another writer. Raises ConfigurationError when the URL
+        is wrong and LedgerUnavailable when the database cannot be used.
+        """
+        try:
+            database = cls(url, busy_timeout_s)
+        except (ArgumentError, ModuleNotFoundError) as error:
+            raise ConfigurationError(
+                f"[node] database_url {url!r} cannot be used: {error}",
+                "Give an SQLAlchemy URL whose driver is installed, for example sqlite:////var/lib/x.sqlite3",
+            ) from None
+        _make_folder(url)
+        try:
+            database._migrate()
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self._decisions.dispose()
+        self._batches.dispose()
+
+    def _migrate(self) -> None:
+        config = AlembicConfig()
+        # The percent sign begins an interpolation there.
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        with _MIGRATING, answering(), self._decisions.connect() as connection:
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise ConfigurationError(
+                    f"the ledger was not written by this version of the software: {error}",
+                    "Run the version that wrote it, or a newer one",
+                ) from None
+            connection.commit()
+
+    @contextmanager
+    def _decide(self) -> Iterator[Connection]:
+        """A transaction that survives a power cut once it is committed."""
+        with answering(), self._decisions.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _batch(self) -> Iterator[Connection]:
+        """A transaction that survives `kill -9`; the spool can rebuild what a power cut takes."""
+        with answering(), self._batches.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with answering(), self._decisions.connect().execution_options(read_only=True) as connection:
+            yield connection
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Say in the node's words that the database does not answer."""
+    try:
+        yield
+    except OperationalError as error:
+        raise LedgerUnavailable(
+            f"the ledger does not answer: {error.orig}", "Check [node] database_url, the disk and its rights"
+        ) from error
+    except SQLAlchemyError as error:
+        # SQLite's driver raises exactly this class for a file that is damaged or is no database.
+        if type(error) is DatabaseError:
+            raise LedgerUnavailable(
+                f"the ledger is damaged: {error.orig}",
+                "Restore it from a backup; the spool is untouched",
+            ) from error
+        raise LedgerUnavailable(f"the ledger refused: {error}", "This is a bug: please report it") from error
+
+
+def _make_folder(url: str) -> None:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return
+    folder = Path(parsed.database).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LedgerUnavailable(
+            f"the ledger's folder {folder} cannot be made: {error.strerror}", "Check [node] database_url"
+        ) from None
+
+
+def _engine(url: str, synchronous: str, busy_timeout_s: float) -> Engine:
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_pre_ping=True)
+    engine = create_engine(url, connect_args={"timeout": busy_timeout_s})
+    file = engine.url.database
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        # The driver must not begin transactions by itself: `_begin` does.
+        connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "checkout")
+    def _still_there(_connection: Any, _record: Any, _proxy: Any) -> None:
+        # SQLite would go on writing to a file that was deleted. Connecting anew tells what is wrong.
+        if file and not Path(file).exists():
+            raise DisconnectionError(f"{file} is gone")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        read_only = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    return engine

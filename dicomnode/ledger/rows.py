@@ -1,0 +1,75 @@
+"""Rows to records, and the look-ups that several transactions share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, or_, select
+
+from dicomnode.errors import ConfigurationError
+from dicomnode.records import Case, Identity, NewRun, Run
+from dicomnode.schema import CASES, DELIVERIES, INSTANCES, RESULTS, RUNS
+from dicomnode.states import State
+
+# A batch of parameters that every SQLite build accepts in one IN (...).
+IN_CHUNK = 500
+
+
+def to_record(kind: type[Any], row: Row[Any]) -> Any:
+    """A record whose fields are columns of the row by the same names."""
+    return kind(**{f.name: row._mapping[f.name] for f in fields(kind)})
+
+
+def to_case(row: Row[Any]) -> Case:
+    """A row of `cases`."""
+    plain = {f.name: row._mapping[f.name] for f in fields(Case) if f.name not in ("state", "identity")}
+    return Case(state=State(row.state), identity=to_record(Identity, row), **plain)
+
+
+def to_run(row: Row[Any]) -> Run:
+    """A row of `runs`."""
+    return Run(
+        row.id, row.case_id, row.created_at, row.predecessor_id, row.delivered_at, to_record(NewRun, row)
+    )
+
+
+def one_case(connection: Connection, case_id: int) -> Case:
+    """A case by its number. Raises ConfigurationError when there is none."""
+    row = connection.execute(select(CASES).where(CASES.c.id == case_id)).one_or_none()
+    if row is None:
+        raise ConfigurationError(f"there is no case {case_id}", "`dicomnode cases` lists them")
+    return to_case(row)
+
+
+def known(connection: Connection, uids: Sequence[str]) -> set[str]:
+    """Those of the SOP Instance UIDs that are received objects."""
+    found: set[str] = set()
+    for start in range(0, len(uids), IN_CHUNK):
+        chunk = uids[start : start + IN_CHUNK]
+        query = select(INSTANCES.c.sop_instance_uid).where(INSTANCES.c.sop_instance_uid.in_(chunk))
+        found |= set(connection.execute(query).scalars())
+    return found
+
+
+def latest_run(connection: Connection, case_id: int) -> Run | None:
+    """The newest run that new input did not withdraw."""
+    return _newest(connection, case_id, RUNS.c.withdrawn == 0)
+
+
+def sent_run(connection: Connection, case_id: int) -> Run | None:
+    """The newest run of which some object may have left the node."""
+    tried = (
+        select(func.count())
+        .select_from(DELIVERIES.join(RESULTS, RESULTS.c.id == DELIVERIES.c.result_id))
+        .where(RESULTS.c.run_id == RUNS.c.id, DELIVERIES.c.tries > 0)
+        .scalar_subquery()
+    )
+    return _newest(connection, case_id, or_(RUNS.c.delivered_at.is_not(None), tried > 0))
+
+
+def _newest(connection: Connection, case_id: int, condition: Any) -> Run | None:
+    query = select(RUNS).where(RUNS.c.case_id == case_id, condition).order_by(RUNS.c.id.desc()).limit(1)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else to_run(row)

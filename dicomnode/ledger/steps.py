@@ -1,0 +1,113 @@
+"""What happens inside a transaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Table, insert, select, update
+
+from dicomnode.ledger.rows import to_case
+from dicomnode.records import Case, Instance
+from dicomnode.schema import ATTEMPTS, CASES, RUNS, TRANSITIONS
+from dicomnode.states import Event, State, advance
+
+
+def insert_row(connection: Connection, table: Table, **values: Any) -> int:
+    """Add a row. returns: its number."""
+    key = connection.execute(insert(table).values(**values)).inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def step(
+    connection: Connection,
+    case: Case,
+    happened: Event,
+    now: float,
+    *,
+    reason: str = "",
+    remedy: str = "",
+    **columns: Any,
+) -> State:
+    """Advance a case and write the row that tells of it."""
+    state = advance(case.state, happened)
+    # A case that collects hears INSTANCE for every batch: the story tells of it once.
+    if (state, happened) != (case.state, Event.INSTANCE):
+        insert_row(
+            connection,
+            TRANSITIONS,
+            case_id=case.id,
+            at=now,
+            from_state=str(case.state),
+            to_state=str(state),
+            event=str(happened),
+            reason=reason,
+            remedy=remedy,
+        )
+    if happened is Event.INSTANCE:
+        columns |= _on_new_input(connection, case, now)
+    if state is not case.state:
+        columns |= {"notified_at": None}
+    kept = {"reason": reason, "remedy": remedy} if state is not case.state or reason else {}
+    connection.execute(
+        update(CASES).where(CASES.c.id == case.id).values(state=str(state), updated_at=now, **kept, **columns)
+    )
+    return state
+
+
+def receive(connection: Connection, study_uid: str, instances: list[Instance], now: float) -> int:
+    """Tell the case of a study, a new one if need be, of its new objects. returns: its number."""
+    # Batches may come in another order than their objects: never earlier than this registration,
+    # so that an assembly under way notices it.
+    latest = max(now, *(i.received_at for i in instances))
+    row = connection.execute(select(CASES).where(CASES.c.study_instance_uid == study_uid)).one_or_none()
+    if row is None:
+        return _open_case(connection, study_uid, instances[0], latest, now)
+    case = to_case(row)
+    many = f"{len(instances)} more objects" if len(instances) > 1 else "1 more object"
+    reason = "" if case.state is State.COLLECTING else f"{many} from {instances[0].peer}"
+    latest = max(latest, case.last_instance_at)
+    step(connection, case, Event.INSTANCE, now, reason=reason, last_instance_at=latest)
+    return case.id
+
+
+def _open_case(
+    connection: Connection, study_uid: str, first: Instance, last_instance_at: float, now: float
+) -> int:
+    case_id = insert_row(
+        connection,
+        CASES,
+        study_instance_uid=study_uid,
+        state=str(State.COLLECTING),
+        created_at=now,
+        updated_at=now,
+        last_instance_at=last_instance_at,
+        patient_id=first.patient_id,
+        issuer_of_patient_id=first.issuer_of_patient_id,
+        accession_number=first.accession_number,
+    )
+    insert_row(
+        connection,
+        TRANSITIONS,
+        case_id=case_id,
+        at=now,
+        to_state=str(State.COLLECTING),
+        event=str(Event.INSTANCE),
+        reason=f"the first object came from {first.peer}",
+    )
+    return case_id
+
+
+def _on_new_input(connection: Connection, case: Case, now: float) -> dict[str, Any]:
+    """A new object ends what was being made of the old ones."""
+    if case.state is State.COMPUTING:
+        connection.execute(
+            update(ATTEMPTS)
+            .where(ATTEMPTS.c.case_id == case.id, ATTEMPTS.c.outcome == "running")
+            .values(ended_at=now, outcome="stopped", detail="an object arrived meanwhile")
+        )
+    if case.state is State.ENCODED:
+        connection.execute(
+            update(RUNS).where(RUNS.c.case_id == case.id, RUNS.c.delivered_at.is_(None)).values(withdrawn=1)
+        )
+    return {"attempts": 0, "next_attempt_at": 0.0} if case.state is not State.SENDING else {}
