@@ -1,0 +1,148 @@
+"""Stage: findings -> DICOM files on disk, their UIDs fixed.
+
+SEG, then one RTDOSE (and Parametric Map) per engine, then the SR, which refers to the others. Each
+file is durable before the next is begun: `.part`, fsync, rename, fsync of the folder. The same
+findings and UIDs write the same files again, so an attempt that died halfway is simply repeated.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from pydicom import Dataset, dcmwrite
+from pydicom.uid import generate_uid
+
+from dicomnode import parametric_map, rtdose, segmentation, summary_report
+from dicomnode.findings import EncodingSettings, Findings, InstanceReference, ResultKind
+from dicomnode.result_header import ResultIdentity, reference_of
+from dicomnode.summary_report import WrittenResults
+
+UidSource = Callable[[str], str]
+"""From the role of an object within its case to its UID; the same role, the same UID."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedObject:
+    """One result on disk. engine: empty for the objects that belong to all engines."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    kind: ResultKind
+    engine: str
+
+
+def uid_source(root: str, *identity: str) -> UidSource:
+    """UIDs that depend on nothing but `root`, `identity` and the role.
+
+    root: ends in a dot; empty for UUID-derived UIDs under 2.25 (PS3.5 B.2).
+    identity: what sets this result apart from every other, e.g. Study Instance UID, the hash of the
+        inputs, the configuration's hash and the number of the run.
+    """
+
+    def uid(role: str) -> str:
+        name = "\n".join((*identity, role))
+        if root in ("", "2.25."):
+            return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
+        return str(generate_uid(prefix=root, entropy_srcs=[name]))
+
+    return uid
+
+
+def encode(
+    findings: Findings, settings: EncodingSettings, folder: Path, now: datetime, uids: UidSource
+) -> tuple[EncodedObject, ...]:
+    """Write every result of a case into `folder`, which is made if it is not there.
+
+    now: the time of creation that the objects carry. uids: see `uid_source`.
+    returns: the objects in the order in which they should be sent, the SR last.
+    raises: InputRejected when a map or number cannot be right, OSError when the disk fails; files
+        that are complete by then stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    case = _Case(findings, settings, folder, now, uids)
+    tracking = [uids(f"region {number}") for number in range(1, len(findings.rois) + 1)]
+    segments, reference = case.segmentation(tracking)
+    written = WrittenResults(reference, {}, {}, tracking)
+    maps = [encoded for number in range(len(findings.maps)) for encoded in case.maps(number, written)]
+    return (segments, *maps, case.report(written))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Case:
+    """What each result of one case needs; a result is freed as soon as it is on disk."""
+
+    findings: Findings
+    settings: EncodingSettings
+    folder: Path
+    now: datetime
+    uids: UidSource
+
+    def segmentation(self, tracking: list[str]) -> tuple[EncodedObject, InstanceReference]:
+        identity = self._identity(ResultKind.SEG, "", 0, segmentation.series_description(self.findings))
+        result = segmentation.build(self.findings, self.settings, identity, self.now, tracking)
+        return self._write(result, ResultKind.SEG, ""), reference_of(result)
+
+    def maps(self, number: int, written: WrittenResults) -> Iterator[EncodedObject]:
+        yield self._dose(number, written)
+        if self.settings.parametric_map:
+            yield self._parametric_map(number, written)
+
+    def report(self, written: WrittenResults) -> EncodedObject:
+        number = 1 + 2 * len(self.findings.maps)
+        description = summary_report.series_description(self.findings)
+        identity = self._identity(ResultKind.SR, "", number, description)
+        result = summary_report.build(self.findings, self.settings, identity, self.now, written)
+        return self._write(result, ResultKind.SR, "")
+
+    def _dose(self, number: int, written: WrittenResults) -> EncodedObject:
+        engine_map = self.findings.maps[number]
+        description = rtdose.series_description(self.findings, engine_map, self.settings)
+        identity = self._identity(ResultKind.RTDOSE, engine_map.engine, 1 + 2 * number, description)
+        result = rtdose.build(self.findings, engine_map, self.settings, identity, self.now)
+        written.dose[engine_map.engine] = reference_of(result)
+        return self._write(result, ResultKind.RTDOSE, engine_map.engine)
+
+    def _parametric_map(self, number: int, written: WrittenResults) -> EncodedObject:
+        engine_map = self.findings.maps[number]
+        description = parametric_map.series_description(self.findings, engine_map)
+        identity = self._identity(ResultKind.PM, engine_map.engine, 2 + 2 * number, description)
+        result = parametric_map.build(self.findings, engine_map, self.settings, identity, self.now)
+        written.parametric_map[engine_map.engine] = reference_of(result)
+        return self._write(result, ResultKind.PM, engine_map.engine)
+
+    def _identity(self, kind: ResultKind, engine: str, number: int, description: str) -> ResultIdentity:
+        return ResultIdentity(
+            sop_instance_uid=self.uids(f"instance {kind} {engine}"),
+            series_instance_uid=self.uids(f"series {kind} {engine}"),
+            series_number=self.settings.series_number + number,
+            series_description=description,
+        )
+
+    def _write(self, result: Dataset, kind: ResultKind, engine: str) -> EncodedObject:
+        path = self.folder / (f"{kind}-{engine}.dcm" if engine else f"{kind}.dcm")
+        _write_durably(result, path)
+        reference = reference_of(result)
+        uids = reference.sop_class_uid, reference.sop_instance_uid, reference.series_instance_uid
+        return EncodedObject(path, *uids, kind, engine)
+
+
+def _write_durably(result: Dataset, path: Path) -> None:
+    """After this returns, `path` holds the whole object even if the power fails; never half of it."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        dcmwrite(file, result, enforce_file_format=True)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
