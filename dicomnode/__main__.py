@@ -1,0 +1,199 @@
+"""The command line. Each command is thin: it reads config.toml and calls the module that does it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dicomnode import __version__
+from dicomnode.config import Config, load
+from dicomnode.errors import NodeError
+from dicomnode.states import Event, State
+from pipeline.errors import PipelineError
+
+app = typer.Typer(
+    help="A DICOM node for radionuclide therapy: SPECT/CT in, voxel dose-rate maps back to PACS.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# A pipe has no width of its own: eighty columns would cut the tables.
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+
+CONFIG_PATHS = (Path("config.toml"), Path("/etc/dicomnode/config.toml"))
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="config.toml; else DICOMNODE_CONFIG, ./config.toml, /etc/dicomnode/"),
+]
+CaseArgument = Annotated[str, typer.Argument(help="case number, Study Instance UID, or the end of that UID")]
+
+
+@app.command()
+def serve(config: ConfigOption = None) -> None:
+    """Run the node until SIGTERM."""
+    from dicomnode.daemon import serve as run
+
+    settings = _load(config)
+    _log_to_stderr(settings.node.log_level)
+    run(settings)
+
+
+@app.command()
+def check(
+    config: ConfigOption = None,
+    config_only: Annotated[bool, typer.Option(help="ask nothing of the network or the database")] = False,
+) -> None:
+    """Validate config.toml, disk, device, kernels; echo every peer. Exit status 1 when a problem is found."""
+    from dicomnode.check import check as examine
+
+    settings = _load(config)
+    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+    table = Table("", "", "", "what to do", box=None, show_header=False)
+    problems = 0
+    for finding in examine(settings, network=not config_only):
+        table.add_row(marks[finding.level], finding.subject.replace("[", "\\["), finding.text, finding.remedy)
+        problems += finding.level == "problem"
+    out.print(table)
+    if problems:
+        out.print(f"{problems} problem(s)")
+        raise typer.Exit(1)
+
+
+@app.command()
+def cases(
+    config: ConfigOption = None,
+    state: Annotated[
+        list[State] | None, typer.Option(help="only cases in this state; repeat for more")
+    ] = None,
+) -> None:
+    """List the cases."""
+    from dicomnode.ledger import Ledger
+    from dicomnode.show import case_list
+
+    ledger = Ledger.open(_load(config).node.ledger_url)
+    out.print(case_list(ledger.cases(*(state or ()))))
+
+
+@app.command()
+def show(case: CaseArgument, config: ConfigOption = None) -> None:
+    """Tell the story of one case: what came, what was decided and why, what was sent, what to do."""
+    from dicomnode.ledger import Ledger
+    from dicomnode.show import case_story
+
+    ledger = Ledger.open(_load(config).node.ledger_url)
+    out.print(case_story(ledger, ledger.find_case(case)))
+
+
+@app.command()
+def retry(
+    case: CaseArgument,
+    config: ConfigOption = None,
+    resend: Annotated[bool, typer.Option(help="send the existing results again, compute nothing")] = False,
+) -> None:
+    """Take up a HELD, FAILED or DONE case again: from its inputs, or with --resend from its results."""
+    from dicomnode.ledger import Ledger
+
+    settings = _load(config)
+    ledger = Ledger.open(settings.node.ledger_url)
+    found = ledger.find_case(case)
+    now = time.time()
+    if resend:
+        ledger.resend(found.id, now, settings.deliver.to)
+        out.print(f"case {found.id}: its results are sent again")
+        return
+    reason = "a person asked to begin again"
+    # Without its old digest the case is computed also when its inputs are the same.
+    ledger.apply(found.id, Event.RETRY, now, reason=reason, inputs_sha256="", conflict="", attempts=0)
+    out.print(f"case {found.id}: begins again from what was received")
+
+
+@app.command()
+def discard(
+    case: CaseArgument,
+    series: Annotated[str, typer.Option(help="Series Instance UID of the objects that are not to be used")],
+    config: ConfigOption = None,
+) -> None:
+    """Set a series of a case aside (it stays on disk, but is not used); then `retry`."""
+    from dicomnode.ledger import Ledger
+
+    ledger = Ledger.open(_load(config).node.ledger_url)
+    found = ledger.find_case(case)
+    count = ledger.discard(found.id, series, time.time())
+    out.print(
+        f"case {found.id}: {count} object(s) of that series are set aside; now: dicomnode retry {found.id}"
+    )
+
+
+@app.command()
+def compute(
+    folder: Annotated[Path, typer.Argument(help="DICOM files of one study", exists=True, file_okay=False)],
+    to: Annotated[Path, typer.Option("--out", help="folder for the results")],
+    config: ConfigOption = None,
+) -> None:
+    """Compute a study from files on disk, without a network: the same numbers as the node's."""
+    from dicomnode.folder import compute_folder
+
+    _log_to_stderr("WARNING")
+    compute_folder(folder, to, _load(config, or_default=True), out)
+
+
+@app.command()
+def demo(
+    to: Annotated[Path, typer.Option("--out", help="folder for pictures and results")] = Path("demo-output"),
+) -> None:
+    """A full-size virtual patient through the whole node: push, compute, deliver, table and pictures."""
+    from dicomnode.demo import run
+
+    _log_to_stderr("WARNING")
+    run(to, out)
+
+
+def main() -> None:
+    """Entry point: a failure that the node foresees is told in a sentence, not in a traceback."""
+    try:
+        app()
+    except (NodeError, PipelineError) as error:
+        print(f"dicomnode: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False,
+) -> None:
+    if version:
+        out.print(f"dicomnode {__version__}")
+        raise typer.Exit
+
+
+def _load(path: Path | None, *, or_default: bool = False) -> Config:
+    """The configuration: named, from the environment, or from the usual places."""
+    named = path or (Path(os.environ["DICOMNODE_CONFIG"]) if "DICOMNODE_CONFIG" in os.environ else None)
+    candidates = [named] if named is not None else [p for p in CONFIG_PATHS if p.exists()]
+    if not candidates and or_default:
+        return Config()
+    return load(candidates[0] if candidates else CONFIG_PATHS[0])
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # Their INFO is our DEBUG: an association and a font are no news.
+    for name in ("alembic", "pynetdicom", "matplotlib", "highdicom"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    # It warns of every tick that a long stage skips, which is what it was asked to do.
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()

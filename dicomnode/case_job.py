@@ -1,0 +1,270 @@
+"""A job in the child: files of one study → results on disk. Nothing here knows of ledger or network.
+
+`dicomnode compute FOLDER` runs the same function in its own process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+from pydicom import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicomnode import __version__
+from dicomnode.compute import Job, Outcome
+from dicomnode.config import Config
+from dicomnode.encode import EncodedObject, encode, uid_source
+from dicomnode.findings import (
+    EncodingSettings,
+    EngineMap,
+    Findings,
+    InstanceReference,
+    Predecessor,
+    Provenance,
+    ResultKind,
+    RoiFindings,
+    RoiKind,
+)
+from dicomnode.records import NewResult, NewRun
+from pipeline.acquisition import Administration
+from pipeline.ct import read_ct
+from pipeline.dataset import read_header, read_object
+from pipeline.dose_rate import DoseRate
+from pipeline.dose_report import reported_administration
+from pipeline.dosimetry import Dosimetry, DosimetrySettings, Region, compute_dosimetry
+from pipeline.errors import InputRejected
+from pipeline.registration import registration
+from pipeline.rois import Rois, read_rois
+from pipeline.spect import SpectImage, read_spect
+from pipeline.volume import Grid
+
+log = logging.getLogger(__name__)
+Progress = Callable[[str, float], None]
+
+# What an engine is called in words, and what it does about tissue (RTDOSE and SR say so).
+ALGORITHMS = {
+    "dvk": (
+        "Dose-voxel-kernel convolution",
+        "density scaling 1.04/rho of the soft-tissue dose; 0 below 0.1 g/cm3",
+        ("density_scaling=1.04/rho", "zero_below_g_per_cm3=0.1", "kernel=PENELOPE soft tissue 1.04 g/cm3"),
+    ),
+}
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Names and seconds of the steps so far; tells progress."""
+
+    tell: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+    began: float = field(default_factory=time.perf_counter)
+    current: str = ""
+
+    def __call__(self, what: str, part: float) -> None:
+        self.close()
+        self.current = what
+        self.tell(what, part)
+
+    def close(self) -> None:
+        now = time.perf_counter()
+        if self.current:
+            self.seconds[self.current] = self.seconds.get(self.current, 0.0) + now - self.began
+        self.began = now
+
+
+def perform(job: Job, progress: Progress = lambda _what, _part: None) -> Outcome:
+    """Compute a study and write its results into `job.out`.
+
+    raises: InputRejected when a person must act, EngineFailed or OSError when the machine is at fault.
+    """
+    steps = _Steps(progress)
+    ct_paths = [Path(p) for p in job.inputs.ct]
+    spect_paths = [Path(p) for p in job.inputs.spect]
+    steps("read the CT", 0.0)
+    hu = read_ct(ct_paths)
+    steps("read the SPECT", 0.1)
+    spect = _registered(read_spect(spect_paths, job.config.camera), job, hu.grid)
+    steps("read the ROIs", 0.12)
+    rois = read_rois([Path(p) for p in job.inputs.rois], hu.grid)
+    given = _administration(spect, job)
+    dosimetry = compute_dosimetry(
+        hu,
+        spect,
+        rois.found,
+        given,
+        _settings(job.config),
+        lambda what, part: steps(what, 0.15 + 0.55 * part),
+    )
+    del hu
+    steps("encode", 0.7)
+    findings = _findings(job, spect, rois, given, dosimetry)
+    settings = encoding_settings(job.config)
+    uids = uid_source(job.config.encode.uid_root, job.identity)
+    written = encode(findings, settings, job.out, datetime.now().astimezone(), uids)
+    steps.close()
+    progress("done", 1.0)
+    return Outcome(tuple(_new_result(w) for w in written), _new_run(findings, dosimetry, steps.seconds))
+
+
+def encoding_settings(config: Config) -> EncodingSettings:
+    """[encode] and who we are. The device's UID stays as long as host name and AE title do."""
+    name = f"dicomnode {platform.node()} {config.node.ae_title}"
+    device = f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
+    return EncodingSettings(**config.encode.model_dump(), device_uid=device)
+
+
+def _settings(config: Config) -> DosimetrySettings:
+    dose = config.dose
+    return DosimetrySettings(
+        config.density.curve, dose.engines, dose.device, dose.grid_spacing_mm, dose.plausibility_limit
+    )
+
+
+def _registered(spect: SpectImage, job: Job, ct: Grid) -> SpectImage:
+    """The SPECT in the CT's frame of reference."""
+    frame = spect.activity.grid.frame_of_reference_uid
+    if frame == ct.frame_of_reference_uid or not job.inputs.registrations:
+        return spect
+    objects = [read_object(Path(p)) for p in job.inputs.registrations]
+    motion = registration(objects, frame, ct.frame_of_reference_uid)
+    note = "the SPECT was moved into the CT's frame of reference by the study's Spatial Registration"
+    return replace(spect, activity=motion.move(spect.activity), notes=(*spect.notes, note))
+
+
+def _administration(spect: SpectImage, job: Job) -> Administration:
+    """The SPECT's header first, then the dose report, each for what the other leaves out."""
+    reports = [reported_administration(read_object(Path(p))) for p in job.inputs.dose_reports]
+    if len(reports) > 1:
+        raise InputRejected(
+            f"{len(reports)} Radiopharmaceutical Radiation Dose reports came with the study",
+            "`dicomnode discard` those of other administrations",
+        )
+    told = spect.administration
+    for report in reports:
+        told = Administration(
+            report.nuclide_name or told.nuclide_name,
+            told.activity_bq if told.activity_bq is not None else report.activity_bq,
+            told.administered_at if told.administered_at is not None else report.administered_at,
+        )
+    return told
+
+
+# ── numbers to findings ──────────────────────────────────────────────────────────────────────────
+
+
+def _findings(
+    job: Job, spect: SpectImage, rois: Rois, given: Administration, dosimetry: Dosimetry
+) -> Findings:
+    headers = [read_header(Path(p)) for p in (*job.inputs.ct, *job.inputs.spect)]
+    ct, emission = headers[: len(job.inputs.ct)], headers[len(job.inputs.ct) :]
+    others = [
+        read_header(Path(p)) for p in (*job.inputs.rois, *job.inputs.registrations, *job.inputs.dose_reports)
+    ]
+    sources = {str(h.SOPInstanceUID): _reference(h) for h in others}
+    checked = dosimetry.plausibility
+    return Findings(
+        ct_headers=tuple(ct),
+        spect_headers=tuple(emission),
+        nuclide=spect.nuclide,
+        reference_time=dosimetry.reference_time,
+        maps=tuple(_engine_map(m) for m in dosimetry.maps),
+        rois=tuple(_roi_findings(r, sources) for r in dosimetry.regions),
+        provenance=_provenance(job.config, spect, dosimetry),
+        administered_bq=given.activity_bq,
+        administered_at=given.administered_at,
+        fraction_found=None if checked is None else checked.fraction,
+        notes=(*job.inputs.notes, *dosimetry.notes, *rois.problems),
+        other_sources=tuple(sources.values()),
+        predecessors=tuple(_predecessor(p, str(ct[0].StudyInstanceUID)) for p in job.predecessors),
+    )
+
+
+def _engine_map(map_: DoseRate) -> EngineMap:
+    name, heterogeneity, parameters = ALGORITHMS[map_.engine]
+    return EngineMap(
+        engine=map_.engine,
+        dose_rate=map_.volume,
+        algorithm_name=name,
+        algorithm_version=__version__,
+        parameters=parameters,
+        kernel_sha256=map_.kernel_sha256,
+        heterogeneity=heterogeneity,
+        notes=map_.notes,
+    )
+
+
+def _roi_findings(region: Region, sources: dict[str, InstanceReference]) -> RoiFindings:
+    source = None if region.roi is None else sources.get(region.roi.source_uid)
+    return RoiFindings(region.name, RoiKind(region.kind), region.mask, region.statistics, source)
+
+
+def _provenance(config: Config, spect: SpectImage, dosimetry: Dosimetry) -> Provenance:
+    return Provenance(
+        software_version=__version__,
+        config_sha256=config.sha256,
+        calibration_text=f"camera {spect.camera}: {spect.conversion}",
+        kernel_sha256=dosimetry.maps[0].kernel_sha256,
+        device=dosimetry.maps[0].device,
+        calibration_sha256=spect.calibration_sha256,
+    )
+
+
+def _predecessor(result: NewResult, study_uid: str) -> Predecessor:
+    reference = InstanceReference(
+        result.sop_class_uid, result.sop_instance_uid, result.series_instance_uid, study_uid
+    )
+    return Predecessor(reference, ResultKind(result.kind), result.engine)
+
+
+def _reference(header: Dataset) -> InstanceReference:
+    return InstanceReference(
+        str(header.SOPClassUID),
+        str(header.SOPInstanceUID),
+        str(header.SeriesInstanceUID),
+        str(header.StudyInstanceUID),
+    )
+
+
+# ── for the ledger ───────────────────────────────────────────────────────────────────────────────
+
+
+def _new_result(written: EncodedObject) -> NewResult:
+    return NewResult(
+        sop_instance_uid=written.sop_instance_uid,
+        sop_class_uid=written.sop_class_uid,
+        series_instance_uid=written.series_instance_uid,
+        transfer_syntax_uid=str(ExplicitVRLittleEndian),
+        kind=str(written.kind),
+        engine=written.engine,
+        path=str(written.path),
+        size_bytes=written.path.stat().st_size,
+    )
+
+
+def _new_run(findings: Findings, dosimetry: Dosimetry, seconds: dict[str, float]) -> NewRun:
+    provenance = findings.provenance
+    details = {
+        "seconds": {what: round(s, 3) for what, s in seconds.items()},
+        "device": provenance.device,
+        "fraction_found": findings.fraction_found,
+        "activity_outside_ct_mbq": dosimetry.resampling.outside_ct_mbq,
+        "resampling_difference": dosimetry.resampling.common_difference,
+        "notes": findings.notes,
+    }
+    return NewRun(
+        inputs_sha256="",
+        software_version=provenance.software_version,
+        config_sha256=provenance.config_sha256,
+        calibration_sha256=provenance.calibration_sha256 or "",
+        kernel_sha256=provenance.kernel_sha256,
+        weights_sha256=provenance.weights_sha256 or "",
+        details_json=json.dumps(details),
+    )

@@ -1,0 +1,145 @@
+"""`dicomnode check`: would this node work, and if not, what is to be done?
+
+Each finding names the setting it is about. `--config-only` asks nothing of the network, so that a
+PACS that is down never keeps the node from receiving.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dicomnode.config import Config
+from dicomnode.errors import NodeError
+from dicomnode.ledger import Ledger
+from dicomnode.send import echo
+from pipeline.decay import NUCLIDES
+from pipeline.errors import PipelineError
+from pipeline.kernels import REACH_MM, radial_kernel
+
+Level = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: Level
+    subject: str
+    text: str
+    remedy: str = ""
+
+
+def check(config: Config, *, network: bool) -> Iterator[Finding]:
+    """Look at everything; findings come as they are made."""
+    yield from _data_dir(config)
+    yield from _kernels()
+    yield from _intentions(config)
+    yield from _device(config)
+    if network:
+        yield from _ledger(config)
+        yield from _peers(config)
+
+
+def _data_dir(config: Config) -> Iterator[Finding]:
+    path = config.node.data_dir
+    subject = "[node] data_dir"
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o750)
+        probe = path / f".check-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        remedy = "Create it, or give it to the account that runs the node"
+        yield Finding("problem", subject, f"{path} cannot be written: {error.strerror}", remedy)
+        return
+    free_gb = shutil.disk_usage(path).free / 1e9
+    needed = config.receive.min_free_gb
+    if free_gb < needed:
+        text = f"{path} has {free_gb:.1f} GB free; below [receive] min_free_gb = {needed:g} all is refused"
+        # No problem of the configuration: the node starts, refuses, and goes on by itself.
+        yield Finding("warning", subject, text, "Make room, or lower min_free_gb")
+    else:
+        yield Finding("ok", subject, f"{path}, {free_gb:.0f} GB free")
+
+
+def _kernels() -> Iterator[Finding]:
+    for nuclide in NUCLIDES:
+        try:
+            total_kev = float(radial_kernel(nuclide).energy_within(REACH_MM))
+        except (PipelineError, OSError) as error:
+            yield Finding("problem", f"kernel {nuclide.name}", str(error), "Install the package again")
+        else:
+            text = f"{total_kev:.1f} keV per decay within {REACH_MM / 10:g} cm"
+            yield Finding("ok", f"kernel {nuclide.name}", text)
+
+
+def _intentions(config: Config) -> Iterator[Finding]:
+    """Settings that are valid each by itself but leave something out."""
+    if not config.deliver.to:
+        text = "no destination: results stay in data_dir/results"
+        yield Finding("warning", "[deliver] to", text, "Name one or more [[peers]]")
+    if not any("store" in p.may for p in config.peers):
+        text = "no peer may store: nothing can be received"
+        yield Finding("problem", "[[peers]]", text, 'Add an entry with may = ["echo", "store"]')
+    if not config.camera:
+        text = "no camera: only SPECT in Bq/mL (real-world value mapping) or PET in BQML can be computed"
+        yield Finding("warning", "[[camera]]", text, "Add each camera with its calibration factor")
+    if not (config.notify.command or config.notify.email_to):
+        text = "nobody hears of HELD and FAILED cases"
+        yield Finding("warning", "[notify]", text, "Set command or email_to")
+    if config.notify.command and shutil.which(config.notify.command[0]) is None:
+        text = f"{config.notify.command[0]!r} is not found or not executable"
+        yield Finding("problem", "[notify] command", text, "Give the full path of the program")
+
+
+def _device(config: Config) -> Iterator[Finding]:
+    wanted = config.dose.device
+    has_torch = importlib.util.find_spec("torch") is not None
+    has_gpu = has_torch and Path("/dev/nvidiactl").exists() and _cuda_answers()
+    if wanted == "cuda" and not has_gpu:
+        missing = "no CUDA device answers" if has_torch else "torch is not installed"
+        remedy = 'Install the driver and dicomnode[gpu], or set device = "auto"'
+        yield Finding("problem", "[dose] device", f'"cuda", but {missing}', remedy)
+    else:
+        yield Finding("ok", "[dose] device", "CUDA" if has_gpu and wanted != "cpu" else "CPU")
+
+
+def _cuda_answers() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _ledger(config: Config) -> Iterator[Finding]:
+    try:
+        ledger = Ledger.open(config.node.ledger_url)
+        count = len(ledger.cases())
+        ledger.close()
+    except NodeError as error:
+        yield Finding("problem", "[node] database_url", error.reason, error.remedy)
+    else:
+        yield Finding("ok", "[node] database_url", f"{count} case(s)")
+
+
+def _peers(config: Config) -> Iterator[Finding]:
+    for peer in config.peers:
+        subject = f'[[peers]] "{peer.name}"'
+        if not peer.host or peer.port is None:
+            yield Finding("ok", subject, "calls us; no host and port to echo")
+            continue
+        where = f"{peer.ae_title} at {peer.host}:{peer.port}"
+        try:
+            echo(peer, config.node.ae_title, timeout_s=10.0)
+        except NodeError as error:
+            remedy = (
+                error.remedy or "Start it, or correct host, port and ae_title; does it know our AE title?"
+            )
+            yield Finding("problem", subject, error.reason, remedy)
+        else:
+            yield Finding("ok", subject, f"{where} answers C-ECHO")

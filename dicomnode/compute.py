@@ -1,0 +1,245 @@
+"""Stage 3: a READY case → results on disk with fixed UIDs, in a killable child process.
+
+The listening process claims a case, starts the job and looks in on it at every tick. Nothing heavy
+(torch, scipy, SimpleITK, highdicom) is imported here: `run` imports it in the child.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Executor, Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dicomnode.config import Config
+from dicomnode.errors import Rejected
+from dicomnode.ledger import Ledger
+from dicomnode.records import Attempt, Case, Inputs, NewResult, NewRun
+from dicomnode.states import Event, State
+from pipeline.errors import InputRejected, PipelineError
+
+log = logging.getLogger(__name__)
+
+# An attempt that ends with the node is nobody's fault, until it happens time and again.
+MAX_INTERRUPTIONS = 10
+# After a failed attempt: the machine gets time to recover (memory, a GPU that is used by others).
+RETRY_PAUSE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that a child needs. Paths are absolute."""
+
+    inputs: Inputs
+    config: Config
+    out: Path
+    identity: str = ""
+    """What sets these results apart from every other: part of their UIDs' origin."""
+    predecessors: tuple[NewResult, ...] = ()
+    """The results that these replace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a child hands back: files under `Job.out`, in sending order, and where they came from."""
+
+    results: tuple[NewResult, ...]
+    inputs_free_run: NewRun
+    """The run with an empty inputs_sha256: the ledger knows that one."""
+
+
+def run(job: Job) -> Outcome:
+    """The job itself, in the child."""
+    from dicomnode.case_job import perform
+
+    return perform(job)
+
+
+@dataclass(slots=True)
+class _Running:
+    attempt: Attempt
+    future: Future[Outcome]
+    out: Path
+    deadline: float
+
+
+class Computer:
+    """Computes one case at a time.
+
+    executor: runs `work` (the job; tests bring their own) so that `Future.cancel()` stops it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        ledger: Ledger,
+        executor: Executor,
+        work: Callable[[Job], Outcome] = run,
+    ) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._executor = executor
+        self._work = work
+        self._running: _Running | None = None
+
+    def tick(self, now: float) -> None:
+        """Look in on the running job, then start the next one."""
+        if self._running is not None:
+            self._look_in(self._running, now)
+        if self._running is None:
+            self._start_next(now)
+
+    def recover(self, now: float) -> None:
+        """After a start: queue what the last run left computing and remove its half-made files."""
+        for case in self._ledger.recover(now):
+            log.info("case %d was computing when the node stopped: queued again", case.id)
+        finished = {
+            a.id for c in self._ledger.cases() for a in self._ledger.attempts(c.id) if a.outcome == "ok"
+        }
+        for folder in (self._config.node.data_dir / "results").glob("*/*"):
+            if not (folder.name.isdigit() and int(folder.name) in finished):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def stop(self) -> None:
+        """Kill the running job; its case is queued again at the next start."""
+        if self._running is not None:
+            self._running.future.cancel()
+            shutil.rmtree(self._running.out, ignore_errors=True)
+            self._running = None
+
+    # ── starting ─────────────────────────────────────────────────────────────────────────────
+
+    def _start_next(self, now: float) -> None:
+        for case in self._ledger.cases(State.READY):
+            if case.next_attempt_at > now:
+                continue
+            if self._interrupted_too_often(case):
+                self._hold_interrupted(case, now)
+                continue
+            self._start(case, now)
+            return
+
+    def _start(self, case: Case, now: float) -> None:
+        data_dir = self._config.node.data_dir
+        predecessor = self._ledger.predecessor(case.id)
+        replaced = () if predecessor is None else tuple(self._ledger.results(predecessor.id))
+        attempt = self._ledger.begin(case.id, Event.CLAIM, "compute", now)
+        out = data_dir / "results" / str(case.id) / str(attempt.id)
+        job = Job(
+            inputs=_absolute(Inputs.from_json(case.inputs_json), data_dir),
+            config=self._config,
+            out=out,
+            identity=f"{case.study_instance_uid} {case.inputs_sha256} attempt {attempt.id}",
+            predecessors=tuple(r.new for r in replaced),
+        )
+        future = self._executor.submit(self._work, job)
+        self._running = _Running(attempt, future, out, now + self._config.dose.timeout_s)
+        log.info("case %d: attempt %d to compute began", case.id, attempt.id)
+
+    def _interrupted_too_often(self, case: Case) -> bool:
+        story = self._ledger.story(case.id)
+        since = max((t.at for t in story if t.event is Event.COMPLETE), default=0.0)
+        attempts = [
+            a for a in self._ledger.attempts(case.id) if a.stage == "compute" and a.started_at >= since
+        ]
+        return sum(a.outcome == "interrupted" for a in attempts) >= MAX_INTERRUPTIONS
+
+    def _hold_interrupted(self, case: Case, now: float) -> None:
+        reason = f"the node itself stopped {MAX_INTERRUPTIONS} times while it computed this case"
+        remedy = "See the system's log for the memory killer or crashes; then `dicomnode retry`"
+        self._ledger.apply(case.id, Event.REJECT, now, reason=reason, remedy=remedy)
+        log.error("case %d is HELD: %s. %s", case.id, reason, remedy)
+
+    # ── looking in ───────────────────────────────────────────────────────────────────────────
+
+    def _look_in(self, running: _Running, now: float) -> None:
+        if running.future.done():
+            self._running = None
+            self._finish(running, now)
+        elif self._ledger.case(running.attempt.case_id).state is not State.COMPUTING:
+            self._drop(running, "a new object made its inputs outdated")
+        elif now >= running.deadline:
+            self._drop(running, "it took too long")
+            remedy = "Raise [dose] timeout_s, or set a coarser [dose] grid_spacing_mm"
+            self._failed(running.attempt, f"killed after {self._config.dose.timeout_s:g} s", remedy, now)
+
+    def _drop(self, running: _Running, why: str) -> None:
+        running.future.cancel()
+        self._running = None
+        shutil.rmtree(running.out, ignore_errors=True)
+        log.warning("case %d: the computation was stopped: %s", running.attempt.case_id, why)
+
+    def _finish(self, running: _Running, now: float) -> None:
+        attempt = running.attempt
+        try:
+            outcome = running.future.result()
+        except (InputRejected, Rejected) as error:
+            shutil.rmtree(running.out, ignore_errors=True)
+            self._ledger.end(
+                attempt, Event.REJECT, now, outcome="rejected", reason=error.reason, remedy=error.remedy
+            )
+            log.warning("case %d is HELD: %s", attempt.case_id, error)
+        except CancelledError:
+            self._failed(attempt, "the computation was cancelled", "", now)
+        except Exception as error:  # noqa: BLE001  the worker's loop: whatever it is, the attempt failed
+            shutil.rmtree(running.out, ignore_errors=True)
+            reason, remedy = _told(error)
+            self._failed(attempt, reason, remedy, now)
+        else:
+            self._register(attempt, outcome, now)
+
+    def _register(self, attempt: Attempt, outcome: Outcome, now: float) -> None:
+        case = self._ledger.case(attempt.case_id)
+        new_run = _with_inputs(outcome.inputs_free_run, case.inputs_sha256)
+        relative = [_relative(r, self._config.node.data_dir) for r in outcome.results]
+        registered = self._ledger.register(attempt, new_run, relative, self._config.deliver.to, now)
+        if registered is None:
+            log.warning("case %d: results came too late and were dropped", attempt.case_id)
+        else:
+            log.info("case %d: %d results are encoded", attempt.case_id, len(relative))
+
+    def _failed(self, attempt: Attempt, reason: str, remedy: str, now: float) -> None:
+        failed = self._ledger.case(attempt.case_id).attempts + 1
+        last = failed >= self._config.dose.max_attempts
+        text = f"{reason} (attempt {failed} of {self._config.dose.max_attempts})"
+        self._ledger.end(
+            attempt,
+            Event.GIVE_UP if last else Event.STUMBLE,
+            now,
+            outcome="failed",
+            reason=text,
+            remedy=f"{remedy}. Then `dicomnode retry`" if last and remedy else remedy,
+            attempts=failed,
+            next_attempt_at=now + RETRY_PAUSE_S * failed,
+        )
+        log.error("case %d: %s%s", attempt.case_id, text, "" if not last else ": FAILED")
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    if isinstance(error, PipelineError) or hasattr(error, "remedy"):
+        return str(getattr(error, "reason", error)), str(getattr(error, "remedy", ""))
+    return f"{type(error).__name__}: {error}", "The log holds the traceback: please report it"
+
+
+def _absolute(inputs: Inputs, data_dir: Path) -> Inputs:
+    def rooted(paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(data_dir / p) for p in paths)
+
+    return Inputs(
+        rooted(inputs.ct),
+        rooted(inputs.spect),
+        rooted(inputs.rois),
+        rooted(inputs.registrations),
+        rooted(inputs.dose_reports),
+        inputs.notes,
+    )
+
+
+def _relative(result: NewResult, data_dir: Path) -> NewResult:
+    return replace(result, path=str(Path(result.path).relative_to(data_dir)))
+
+
+def _with_inputs(new_run: NewRun, inputs_sha256: str) -> NewRun:
+    return replace(new_run, inputs_sha256=inputs_sha256)

@@ -1,0 +1,294 @@
+"""The stage that sends: ENCODED → SENDING → DONE, or FAILED.
+
+Each object goes to each destination, and each answer is recorded at once, so that a crash sends
+again only what is not recorded, under the same UIDs (a PACS takes that as the object it has).
+
+Patience. A destination that cannot be reached is tried again with a pause that doubles; meanwhile
+it rests for every case, so that cases do not queue up at a dead PACS, nor all storm it when it is
+back. A living one that refuses an object is asked a few times, then a person is.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from dicomnode.config import Config, Deliver, Peer
+from dicomnode.errors import LedgerUnavailable, NodeError, Transient
+from dicomnode.ledger import Ledger
+from dicomnode.records import Attempt, Case, Delivery, Result, Run
+from dicomnode.send import Answer, Outgoing, Verdict, send
+from dicomnode.states import Event, State
+
+CASES_PER_TICK = 4
+
+# One result and how it stands with one destination.
+Item = tuple[Result, Delivery]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """A destination that failed and is left alone for a while."""
+
+    until: float
+    failures: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Hopeless:
+    """Why sending again would not help, and what would."""
+
+    reason: str
+    remedy: str
+
+
+class _Stopped(Exception):
+    """The node is asked to stop between two objects."""
+
+
+class Deliverer:
+    """Sends what is due. One thread calls `tick`; `stop` may come from another.
+
+    monotonic: seconds of a clock that only runs forward, for what happens during a tick.
+    """
+
+    def __init__(
+        self, config: Config, ledger: Ledger, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = config.deliver
+        self._destinations = {peer.name: peer for peer in config.destinations()}
+        self._our_ae_title = config.node.ae_title
+        self._data_dir = config.node.data_dir
+        self._ledger = ledger
+        self._monotonic = monotonic
+        self._resting: dict[str, _Rest] = {}
+        self._stopping = threading.Event()
+
+    def tick(self, now: float) -> None:
+        """Try the cases that are due, the oldest first, a few at a time."""
+        tried = 0
+        for case in self._ledger.cases(State.ENCODED, State.SENDING):
+            if self._stopping.is_set() or tried == CASES_PER_TICK:
+                return
+            if case.next_attempt_at <= now:
+                tried += self._try(case, now)
+
+    def stop(self) -> None:
+        """Let the object that is under way finish, then send nothing more."""
+        self._stopping.set()
+
+    def deliver(self, case: Case, now: float) -> bool:
+        """One attempt at a case. returns: False when all that it waits for is resting."""
+        run = self._ledger.latest_run(case.id)
+        if run is None:
+            raise NodeError(f"case {case.id} is {case.state} without results", "Please report this bug")
+        waiting = _by_peer(_open(self._ledger.deliveries(run.id)))
+        # RESEND sets the count of attempts to 0: a person who asks does not wait for a pause to end.
+        asked = case.state is State.SENDING and case.attempts == 0
+        awake = {name: items for name, items in waiting.items() if asked or not self._rests(name, now)}
+        if waiting and not awake:
+            return False
+        started = self._monotonic()
+
+        def clock() -> float:
+            return now + self._monotonic() - started
+
+        happened = Event.SEND if case.state is State.ENCODED else None
+        attempt = self._ledger.begin(case.id, happened, "deliver", now)
+        try:
+            for name, items in awake.items():
+                if name in self._destinations:
+                    self._send(case, self._destinations[name], items, clock)
+        except _Stopped:
+            self._ledger.end(attempt, None, clock(), outcome="interrupted", reason="the node stopped")
+        except LedgerUnavailable:
+            raise
+        except Exception as error:  # the worker's loop: whatever it is, this attempt failed
+            log.exception("case %d: sending broke", case.id)
+            self._stumble(case, f"sending broke: {error!r}", attempt, clock())
+        else:
+            self._conclude(case, run, attempt, clock())
+        return True
+
+    def _try(self, case: Case, now: float) -> bool:
+        """As `deliver`; a case that cannot be sent does not keep the others waiting."""
+        try:
+            return self.deliver(case, now)
+        except LedgerUnavailable:
+            raise
+        except NodeError as error:
+            log.error("case %d was not sent: %s", case.id, error)
+            return True
+
+    # ── sending ──────────────────────────────────────────────────────────────────────────────
+
+    def _send(self, case: Case, peer: Peer, items: list[Item], clock: Callable[[], float]) -> None:
+        """Send to one destination what it lacks and what is still on disk."""
+        by_uid = {result.new.sop_instance_uid: (result, delivery) for result, delivery in items}
+
+        def on_answer(file: Outgoing, answer: Answer) -> None:
+            self._record(case, by_uid[file.sop_instance_uid], answer, clock())
+            if self._stopping.is_set():
+                raise _Stopped
+
+        files = [file for result, _ in items if (file := self._outgoing(result)).path.is_file()]
+        try:
+            send(peer, files, self._our_ae_title, self._settings.timeout_s, on_answer)
+        except LedgerUnavailable:
+            # Raised by `on_answer`: no fault of the peer.
+            raise
+        except Transient as error:
+            self._rest(peer, error.reason, clock())
+        else:
+            self._resting.pop(peer.name, None)
+
+    def _record(self, case: Case, item: Item, answer: Answer, now: float) -> None:
+        result, delivery = item
+        stored, refused = answer.verdict is Verdict.STORED, answer.verdict is Verdict.REFUSED
+        self._ledger.answered(
+            delivery,
+            now,
+            status=answer.status,
+            detail=answer.text,
+            delivered=stored,
+            refused=refused,
+            sent=not (refused and answer.status is None),
+        )
+        level = logging.INFO if stored and not answer.text else logging.WARNING
+        name, uid = result.new.kind, result.new.sop_instance_uid
+        text = f": {answer.text}" if answer.text else ""
+        log.log(level, "case %d: %s %s %s %s%s", case.id, delivery.peer, answer.verdict, name, uid, text)
+
+    def _outgoing(self, result: Result) -> Outgoing:
+        new = result.new
+        return Outgoing(
+            self._data_dir / new.path, new.sop_class_uid, new.sop_instance_uid, new.transfer_syntax_uid
+        )
+
+    # ── what follows ─────────────────────────────────────────────────────────────────────────
+
+    def _conclude(self, case: Case, run: Run, attempt: Attempt, now: float) -> None:
+        items = self._ledger.deliveries(run.id)
+        left = _open(items)
+        if not left:
+            nobody = "no destination is configured: the results stay in data_dir/results"
+            case = self._ledger.delivered(attempt, run, now, reason="" if items else nobody)
+            log.info("case %d is %s: every destination has every result", case.id, case.state)
+        elif hopeless := self._hopeless(case, left, now):
+            self._ledger.end(
+                attempt, Event.GIVE_UP, now, outcome="failed", reason=hopeless.reason, remedy=hopeless.remedy
+            )
+            log.error("case %d is FAILED: %s. %s", case.id, hopeless.reason, hopeless.remedy)
+        else:
+            reason = "; ".join(dict.fromkeys(self._trouble(item) for item in left))
+            self._stumble(case, reason, attempt, now)
+
+    def _stumble(self, case: Case, reason: str, attempt: Attempt, now: float) -> None:
+        pause_s = backoff_s(case.attempts + 1, self._settings, jitter=spread(case.id))
+        self._ledger.end(
+            attempt,
+            Event.STUMBLE,
+            now,
+            outcome="failed",
+            reason=reason,
+            attempts=case.attempts + 1,
+            next_attempt_at=now + pause_s,
+        )
+        log.warning("case %d: %s; tried again in %.0f s", case.id, reason, pause_s)
+
+    def _trouble(self, item: Item) -> str:
+        result, delivery = item
+        rest = self._resting.get(delivery.peer)
+        if rest is not None:
+            return rest.reason
+        return f"{delivery.peer} did not take {result.new.kind}: {delivery.detail or 'not sent'}"
+
+    def _hopeless(self, case: Case, left: list[Item], now: float) -> _Hopeless | None:
+        """The first reason for which another attempt would be in vain."""
+        again = f"`dicomnode retry {case.id} --resend`"
+        for result, delivery in left:
+            new = result.new
+            if delivery.peer not in self._destinations:
+                return _Hopeless(
+                    f"{new.kind} is meant for {delivery.peer!r}, which [deliver] to no longer names",
+                    f"Name it again, or send to the destinations that are configured now: {again}",
+                )
+            if not (self._data_dir / new.path).is_file():
+                return _Hopeless(
+                    f"the file of {new.kind} {new.sop_instance_uid} is gone: {new.path}",
+                    f"Restore it, or compute again: `dicomnode retry {case.id}`",
+                )
+            if delivery.refusals >= self._settings.max_refusals:
+                return _Hopeless(
+                    f"{delivery.peer} refused {new.kind} {new.sop_instance_uid} "
+                    f"{delivery.refusals} times: {delivery.detail}",
+                    f"{_remedy(delivery, self._our_ae_title)}; then {again}",
+                )
+        return self._too_late(case, left, now, again)
+
+    def _too_late(self, case: Case, left: list[Item], now: float, again: str) -> _Hopeless | None:
+        limit_h = self._settings.give_up_after_h
+        begun = [t.at for t in self._ledger.story(case.id) if t.event in (Event.SEND, Event.RESEND)]
+        if not limit_h or now - max(begun) < limit_h * 3600:
+            return None
+        return _Hopeless(
+            f"not delivered within {limit_h:g} h: {self._trouble(left[0])}",
+            f"Bring the destination back, then {again}",
+        )
+
+    # ── resting destinations ─────────────────────────────────────────────────────────────────
+
+    def _rests(self, name: str, now: float) -> bool:
+        rest = self._resting.get(name)
+        return name in self._destinations and rest is not None and now < rest.until
+
+    def _rest(self, peer: Peer, reason: str, now: float) -> None:
+        before = self._resting.get(peer.name)
+        failures = 1 if before is None else before.failures + 1
+        pause_s = backoff_s(failures, self._settings)
+        self._resting[peer.name] = _Rest(now + pause_s, failures, reason)
+        log.warning("%s; it rests for %.0f s", reason, pause_s)
+
+
+def backoff_s(failures: int, settings: Deliver, jitter: float = 0.0) -> float:
+    """The pause after so many failures in a row: first_retry_s, doubled each time, to max_retry_s.
+
+    jitter: 0 to 1; up to a tenth is added.
+    """
+    # The exponent is bounded, so that years of failures do not overflow.
+    pause_s = min(settings.first_retry_s * 2.0 ** min(failures - 1, 60), settings.max_retry_s)
+    return pause_s * (1 + 0.1 * jitter)
+
+
+def spread(case_id: int) -> float:
+    """A jitter in [0, 1) that differs from case to case: multiples of the golden ratio."""
+    return case_id * 0.6180339887498949 % 1.0
+
+
+def _open(items: Iterable[Item]) -> list[Item]:
+    return [(result, delivery) for result, delivery in items if delivery.delivered_at is None]
+
+
+def _by_peer(items: Iterable[Item]) -> dict[str, list[Item]]:
+    grouped: dict[str, list[Item]] = {}
+    for result, delivery in items:
+        grouped.setdefault(delivery.peer, []).append((result, delivery))
+    return grouped
+
+
+def _remedy(delivery: Delivery, our_ae_title: str) -> str:
+    """What a person can do about a refusal, PS3.4 Table B.2-1."""
+    status = delivery.status
+    if status is None:
+        return f"Let {delivery.peer} know {our_ae_title} and accept this SOP class and transfer syntax"
+    if status & 0xFF00 == 0xA700:
+        return f"Make room on {delivery.peer}"
+    if status in (0x0122, 0x0124):
+        return f"Let {delivery.peer} accept this SOP class from {our_ae_title}"
+    return f"Ask the administrator of {delivery.peer} for the reason; its log names the object"

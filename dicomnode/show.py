@@ -1,0 +1,172 @@
+"""What `dicomnode cases` and `dicomnode show` print: the ledger for people."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dicomnode.ledger import Ledger
+from dicomnode.records import Case
+from dicomnode.states import State
+
+COLOURS = {
+    State.DONE: "green",
+    State.HELD: "yellow",
+    State.FAILED: "red",
+    State.COMPUTING: "cyan",
+    State.SENDING: "cyan",
+}
+
+
+def case_list(cases: Sequence[Case]) -> Table:
+    """One line a case."""
+    table = Table("case", "state", "since", "patient ID", "accession", "nuclide", "reason", box=None)
+    for case in cases:
+        identity = case.identity
+        table.add_row(
+            str(case.id),
+            _state(case.state),
+            _at(case.updated_at),
+            Text(identity.patient_id),
+            Text(identity.accession_number),
+            identity.nuclide,
+            Text(case.reason),
+        )
+    return table
+
+
+def case_story(ledger: Ledger, case: Case) -> RenderableType:
+    """Everything that happened to a case, and what a person has to do now."""
+    parts: list[RenderableType] = [_head(ledger, case)]
+    if case.reason and case.state in (State.HELD, State.FAILED):
+        parts.append(Text(f"\nreason: {case.reason}", style="bold"))
+        parts.append(Text(f"remedy: {case.remedy or 'see the log'}", style="bold"))
+    parts += [Text("\nseries"), _series(ledger, case), Text("\nstory"), _story(ledger, case)]
+    attempts = _attempts(ledger, case)
+    if attempts.row_count:
+        parts += [Text("\nattempts"), attempts]
+    quarantined = _quarantined(ledger, case)
+    if quarantined.row_count:
+        parts += [Text("\nquarantined"), quarantined]
+    parts += _results(ledger, case)
+    return Group(*parts)
+
+
+def _head(ledger: Ledger, case: Case) -> Table:
+    identity = case.identity
+    activity = identity.administered_activity_bq
+    rows = {
+        "case": str(case.id),
+        "state": str(case.state),
+        "Study Instance UID": case.study_instance_uid,
+        "patient ID": _patient(identity.patient_id, identity.issuer_of_patient_id),
+        "accession": identity.accession_number,
+        "nuclide": identity.nuclide,
+        "administered": ""
+        if activity is None
+        else f"{activity / 1e6:.1f} MBq, {_at(identity.administered_at)}",
+        "next attempt": _at(case.next_attempt_at) if case.next_attempt_at else "",
+    }
+    table = Table("", "", show_header=False, box=None)
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, Text(value))
+    return table
+
+
+def _series(ledger: Ledger, case: Case) -> Table:
+    """What was received and is used; `discard` takes a UID from here."""
+    counts = Counter(
+        (i.modality, i.series_instance_uid, i.patient_id, i.issuer_of_patient_id, i.peer)
+        for i in ledger.instances(case.id)
+    )
+    table = Table("modality", "objects", "Series Instance UID", "patient ID", "from", box=None)
+    for (modality, uid, patient_id, issuer, peer), count in sorted(counts.items()):
+        table.add_row(modality, str(count), uid, Text(_patient(patient_id, issuer)), peer)
+    return table
+
+
+def _patient(patient_id: str, issuer: str) -> str:
+    return patient_id + (f" (issuer {issuer})" if issuer else "")
+
+
+def _story(ledger: Ledger, case: Case) -> Table:
+    table = Table("time", "from", "event", "to", "reason", "remedy", box=None)
+    for step in ledger.story(case.id):
+        from_state = "" if step.from_state is None else _state(step.from_state)
+        table.add_row(
+            _at(step.at),
+            from_state,
+            str(step.event),
+            _state(step.to_state),
+            Text(step.reason),
+            Text(step.remedy),
+        )
+    return table
+
+
+def _attempts(ledger: Ledger, case: Case) -> Table:
+    table = Table("attempt", "stage", "began", "took", "outcome", "detail", box=None)
+    for attempt in ledger.attempts(case.id):
+        took = "" if attempt.ended_at is None else f"{attempt.ended_at - attempt.started_at:.1f} s"
+        table.add_row(
+            str(attempt.id),
+            attempt.stage,
+            _at(attempt.started_at),
+            took,
+            attempt.outcome,
+            Text(attempt.detail),
+        )
+    return table
+
+
+def _quarantined(ledger: Ledger, case: Case) -> Table:
+    table = Table("time", "from", "defect", "status", "reason", "file", box=None)
+    for item in ledger.quarantined(case.study_instance_uid):
+        table.add_row(
+            _at(item.received_at),
+            item.peer,
+            item.defect,
+            f"0x{item.status:04X}",
+            Text(item.reason),
+            item.path,
+        )
+    return table
+
+
+def _results(ledger: Ledger, case: Case) -> Iterator[RenderableType]:
+    for run in ledger.runs(case.id):
+        predecessor = "" if run.predecessor_id is None else f", replaces run {run.predecessor_id}"
+        yield Text(
+            f"\nrun {run.id} of {_at(run.created_at)}, software {run.new.software_version}{predecessor}"
+        )
+        table = Table("object", "engine", "SOP Instance UID", "file", "delivered", box=None)
+        to: dict[int, list[str]] = {}
+        for result, delivery in ledger.deliveries(run.id):
+            state = (
+                _at(delivery.delivered_at) if delivery.delivered_at else f"not yet ({delivery.detail or '-'})"
+            )
+            to.setdefault(result.id, []).append(f"{delivery.peer}: {state}")
+        for result in ledger.results(run.id):
+            new = result.new
+            table.add_row(
+                new.kind,
+                new.engine,
+                new.sop_instance_uid,
+                new.path,
+                Text("\n".join(to.get(result.id, ["-"]))),
+            )
+        yield table
+
+
+def _state(state: State) -> Text:
+    return Text(str(state), style=COLOURS.get(state, ""))
+
+
+def _at(seconds: float | None) -> str:
+    return "" if not seconds else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

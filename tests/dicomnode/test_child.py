@@ -1,0 +1,107 @@
+"""A job may do what it wants: only its own future hears of it."""
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import CancelledError
+from pathlib import Path
+
+import pytest
+
+from dicomnode.child import ChildExecutor
+from dicomnode.errors import Rejected, Transient
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def reject() -> None:
+    raise Rejected("no calibration for camera X", "add [[camera]]")
+
+
+def raise_unpicklable() -> None:
+    error = ValueError("has a lock")
+    error.lock = threading.Lock()  # type: ignore[attr-defined]
+    raise error
+
+
+def die(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def leave() -> None:
+    os._exit(3)
+
+
+def hang(started: str) -> None:
+    Path(started).write_text(str(os.getpid()))
+    signal.pause()
+
+
+def allocate(size: int) -> int:
+    return len(bytearray(size))
+
+
+def wait_for(path: Path) -> int:
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, "the child never started"
+        os.sched_yield()
+    return int(path.read_text())
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_result_comes_back_from_another_process() -> None:
+    with ChildExecutor() as executor:
+        assert list(executor.map(square, [2, 3])) == [4, 9]
+
+
+def test_an_exception_keeps_its_reason_and_remedy() -> None:
+    with ChildExecutor() as executor, pytest.raises(Rejected) as caught:
+        executor.submit(reject).result()
+    assert (caught.value.reason, caught.value.remedy) == ("no calibration for camera X", "add [[camera]]")
+
+
+def test_an_exception_that_cannot_travel_is_still_told() -> None:
+    with ChildExecutor() as executor, pytest.raises(Transient, match="has a lock"):
+        executor.submit(raise_unpicklable).result()
+
+
+@pytest.mark.parametrize(("number", "text"), [(signal.SIGKILL, "memory killer"), (signal.SIGSEGV, "SIGSEGV")])
+def test_a_death_by_signal_is_transient_and_named(number: int, text: str) -> None:
+    with ChildExecutor() as executor, pytest.raises(Transient, match=text):
+        executor.submit(die, number).result()
+
+
+def test_an_exit_without_an_answer_is_transient() -> None:
+    with ChildExecutor() as executor, pytest.raises(Transient, match="exit status 3"):
+        executor.submit(leave).result()
+
+
+def test_a_job_over_its_memory_limit_is_told_so_and_another_still_runs() -> None:
+    with ChildExecutor(memory_limit_gb=2.0) as executor:
+        too_large = executor.submit(allocate, 4_000_000_000)
+        with pytest.raises(Transient, match="ran out of memory"):
+            too_large.result()
+        assert executor.submit(square, 5).result() == 25
+
+
+def test_cancel_kills_a_job_that_hangs(tmp_path: Path) -> None:
+    with ChildExecutor() as executor:
+        future = executor.submit(hang, str(tmp_path / "pid"))
+        pid = wait_for(tmp_path / "pid")
+        assert future.cancel()
+        with pytest.raises(CancelledError):
+            future.result()
+        assert future.process is not None
+        future.process.join()
+        assert not alive(pid)
+        assert not future.cancel() or future.cancelled()
