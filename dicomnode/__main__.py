@@ -12,10 +12,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dicomnode import __version__
 from dicomnode.config import Config, load
-from dicomnode.errors import NodeError
+from dicomnode.errors import ConfigurationError, NodeError
 from dicomnode.states import Event, State
 from pipeline.errors import PipelineError
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # A pipe has no width of its own: eighty columns would cut the tables.
-out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+out = Console(markup=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 CONFIG_PATHS = (Path("config.toml"), Path("/etc/dicomnode/config.toml"))
 
@@ -56,11 +57,13 @@ def check(
     from dicomnode.check import check as examine
 
     settings = _load(config)
-    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+    colours = {"ok": "green", "warning": "yellow", "problem": "red"}
     table = Table("", "", "", "what to do", box=None, show_header=False)
     problems = 0
     for finding in examine(settings, network=not config_only):
-        table.add_row(marks[finding.level], finding.subject.replace("[", "\\["), finding.text, finding.remedy)
+        level = Text(finding.level, style=colours[finding.level])
+        # As text: the brackets of [[peers]] are no markup.
+        table.add_row(level, Text(finding.subject), Text(finding.text), Text(finding.remedy))
         problems += finding.level == "problem"
     out.print(table)
     if problems:
@@ -128,6 +131,10 @@ def discard(
     ledger = Ledger.open(_load(config).node.ledger_url)
     found = ledger.find_case(case)
     count = ledger.discard(found.id, series, time.time())
+    if count == 0:
+        raise ConfigurationError(
+            f"case {found.id} has no series {series}", f"`dicomnode show {found.id}` lists them"
+        )
     out.print(
         f"case {found.id}: {count} object(s) of that series are set aside; now: dicomnode retry {found.id}"
     )

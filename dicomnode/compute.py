@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 MAX_INTERRUPTIONS = 10
 # After a failed attempt: the machine gets time to recover (memory, a GPU that is used by others).
 RETRY_PAUSE_S = 60.0
+_LOOK = "See the log of that time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +211,7 @@ class Computer:
             now,
             outcome="failed",
             reason=text,
-            remedy=f"{remedy}. Then `dicomnode retry`" if last and remedy else remedy,
+            remedy=f"{remedy or _LOOK}; then `dicomnode retry`" if last else remedy,
             attempts=failed,
             next_attempt_at=now + RETRY_PAUSE_S * failed,
         )

@@ -114,7 +114,7 @@ class Daemon:
         )
         for stage in stages:
             scheduler.add_job(
-                _guarded, "interval", args=(stage, self._clock), seconds=self.config.assemble.tick_s
+                guarded, "interval", args=(stage, self._clock), seconds=self.config.assemble.tick_s
             )
         scheduler.add_job(watchdog.alive, "interval", seconds=watchdog.interval_s())
         return scheduler
@@ -152,7 +152,7 @@ def prepare_data_dir(config: Config) -> None:
         ) from None
 
 
-def _guarded(stage: Callable[[float], object], clock: Clock) -> None:
+def guarded(stage: Callable[[float], object], clock: Clock) -> None:
     """A stage's tick: the worker's loop is where a broad except stands."""
     try:
         stage(clock())

@@ -1,0 +1,218 @@
+"""What an administrator types, reads and gets as exit status."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from dicomnode import __version__
+from dicomnode.__main__ import app
+from dicomnode.ledger import Ledger
+from dicomnode.standin_pacs import StandinPacs
+from dicomnode.states import Event, State
+from tests import small_study
+from tests.dicomnode.results_on_disk import encoded_case, instance
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    return write_config(tmp_path)
+
+
+def write_config(tmp_path: Path, more: str = "") -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(f'[node]\ndata_dir = "{tmp_path / "data"}"\n[receive]\nmin_free_gb = 0.1\n{more}')
+    return path
+
+
+@pytest.fixture
+def ledger(settings: Path, tmp_path: Path) -> Iterator[Ledger]:
+    ledger = Ledger.open(f"sqlite:///{tmp_path / 'data' / 'ledger.sqlite3'}")
+    yield ledger
+    ledger.close()
+
+
+def told(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "250"}).invoke(app, list(arguments))
+
+
+def words(result: Result) -> str:
+    return " ".join(result.output.split())
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As a process of its own: errors go through `main`."""
+    return subprocess.run(
+        [sys.executable, "-m", "dicomnode", *arguments],
+        capture_output=True, text=True, check=False, timeout=120, env={**os.environ, "COLUMNS": "250"},
+    )  # fmt: skip
+
+
+def peers(port: int) -> str:
+    return f"""
+[[peers]]
+name = "camera"
+ae_title = "CAMERA"
+[[peers]]
+name = "PACS"
+ae_title = "STANDIN"
+host = "127.0.0.1"
+port = {port}
+[deliver]
+to = ["PACS"]
+[notify]
+command = ["true"]
+"""
+
+
+def test_version() -> None:
+    assert __version__ in told("--version").output
+
+
+def test_check_echoes_every_peer_and_is_content(tmp_path: Path) -> None:
+    with StandinPacs(tmp_path / "pacs") as pacs:
+        result = told("check", "--config", str(write_config(tmp_path, peers(pacs.port))))
+    assert result.exit_code == 0, result.output
+    assert '"PACS" STANDIN at 127.0.0.1' in words(result)
+    assert "answers C-ECHO" in words(result)
+
+
+def test_check_names_a_dead_peer_and_fails_but_not_with_config_only(tmp_path: Path) -> None:
+    with StandinPacs(tmp_path / "pacs") as pacs:
+        port = pacs.port
+    config = str(write_config(tmp_path, peers(port)))
+    result = told("check", "--config", config)
+    assert result.exit_code == 1
+    assert '[[peers]] "PACS"' in words(result)
+    assert "cannot be reached" in words(result)
+    assert "its host and port in [[peers]]" in words(result)
+    assert told("check", "--config-only", "--config", config).exit_code == 0
+
+
+def test_check_tells_every_intention_that_cannot_be_met(settings: Path) -> None:
+    result = told("check", "--config", str(settings))
+    assert result.exit_code == 1
+    for text in ("no peer may store", "no destination", "no camera", "nobody hears of HELD and FAILED"):
+        assert text in words(result)
+
+
+def test_a_wrong_config_is_a_sentence_and_not_a_traceback(tmp_path: Path) -> None:
+    done = run("check", "--config", str(write_config(tmp_path, "prot = 7\n")))
+    assert done.returncode == 1
+    assert "[receive] has no setting 'prot'. Did you mean 'port' of [node]?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_config_says_how_to_name_one(tmp_path: Path) -> None:
+    done = run("cases", "--config", str(tmp_path / "none.toml"))
+    assert done.returncode == 1
+    assert "Name the file with --config or DICOMNODE_CONFIG" in done.stderr
+
+
+def test_cases_and_show_tell_the_story(settings: Path, ledger: Ledger) -> None:
+    ledger.add_instances([instance("1.2.3", 1)], 10.0)
+    ledger.apply(1, Event.REJECT, 20.0, reason="SPECT without CT", remedy="Send the CT")
+    listed = told("cases", "--config", str(settings))
+    assert "HELD" in listed.output
+    assert "SPECT without CT" in listed.output
+    shown = words(told("show", "1", "--config", str(settings)))
+    for text in (
+        "reason: SPECT without CT",
+        "remedy: Send the CT",
+        "PAT-0001 (issuer HOSPITAL)",
+        "COLLECTING REJECT HELD",
+    ):
+        assert text in shown
+    assert words(told("show", "1.2.3", "--config", str(settings))) == shown
+
+
+def test_cases_can_be_filtered_by_state(settings: Path, ledger: Ledger) -> None:
+    ledger.add_instances([instance("1.2.3", 1)], 10.0)
+    assert "PAT-0001" in told("cases", "--state", "COLLECTING", "--config", str(settings)).output
+    assert "PAT-0001" not in told("cases", "--state", "DONE", "--config", str(settings)).output
+
+
+def test_show_of_an_unknown_case_says_how_to_list_them(settings: Path, ledger: Ledger) -> None:
+    done = run("show", "99", "--config", str(settings))
+    assert done.returncode == 1
+    assert "no case matches '99'. `dicomnode cases` lists them" in done.stderr
+
+
+def test_retry_takes_a_held_case_up_again(settings: Path, ledger: Ledger) -> None:
+    ledger.add_instances([instance("1.2.3", 1)], 10.0)
+    ledger.apply(1, Event.REJECT, 20.0, reason="r", remedy="m")
+    assert told("retry", "1", "--config", str(settings)).exit_code == 0
+    assert ledger.case(1).state is State.COLLECTING
+
+
+def test_retry_of_a_computing_case_is_refused_in_a_sentence(settings: Path, ledger: Ledger) -> None:
+    ledger.add_instances([instance("1.2.3", 1)], 10.0)
+    for event in (Event.COMPLETE, Event.CLAIM):
+        ledger.apply(1, event, 20.0)
+    done = run("retry", "1", "--config", str(settings))
+    assert done.returncode == 1
+    assert "a case in COMPUTING does not take the event RETRY" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_resend_sends_the_existing_results_again(tmp_path: Path) -> None:
+    config = write_config(tmp_path, peers(11112))
+    ledger = Ledger.open(f"sqlite:///{tmp_path / 'data' / 'ledger.sqlite3'}")
+    case = encoded_case(ledger, tmp_path / "data", ("PACS",))
+    attempt = ledger.begin(case.id, Event.SEND, "deliver", 20.0)
+    run_ = ledger.latest_run(case.id)
+    assert run_ is not None
+    for _, delivery in ledger.deliveries(run_.id):
+        ledger.answered(delivery, 21.0, status=0, detail="", delivered=True)
+    assert ledger.delivered(attempt, run_, 22.0).state is State.DONE
+    assert told("retry", str(case.id), "--resend", "--config", str(config)).exit_code == 0
+    assert ledger.case(case.id).state is State.SENDING
+    assert all(d.delivered_at is None for _, d in ledger.deliveries(run_.id))
+    ledger.close()
+
+
+def test_discard_sets_a_series_aside(settings: Path, ledger: Ledger) -> None:
+    ledger.add_instances([instance("1.2.3", n) for n in (1, 2)], 10.0)
+    result = told("discard", "1", "--series", "1.2.3.1", "--config", str(settings))
+    assert "2 object(s)" in result.output
+    assert ledger.instances(1) == []
+
+
+def test_discard_of_an_unknown_series_says_so(settings: Path, ledger: Ledger) -> None:
+    ledger.add_instances([instance("1.2.3", 1)], 10.0)
+    done = run("discard", "1", "--series", "9.9", "--config", str(settings))
+    assert done.returncode == 1
+    assert "case 1 has no series 9.9" in done.stderr
+
+
+def test_compute_needs_no_configuration_and_no_network(tmp_path: Path) -> None:
+    files = small_study.write(tmp_path / "study")
+    (files.folder / "notes.txt").write_text("not DICOM")
+    done = run("compute", str(files.folder), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "hot cube" in done.stdout
+    assert "1 file(s) under" in done.stdout
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"SEG.dcm", "RTDOSE-dvk.dcm", "SR.dcm"}
+
+
+def test_compute_says_what_is_missing(tmp_path: Path) -> None:
+    files = small_study.write(tmp_path / "study", ct=None)
+    done = run("compute", str(files.folder), "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "SPECT without CT" in done.stderr
+    assert "Send the CT" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_compute_wants_one_study(tmp_path: Path) -> None:
+    for seed in ("a", "b"):
+        small_study.write(tmp_path / "studies" / seed, seed)
+    done = run("compute", str(tmp_path / "studies"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "must hold one study" in done.stderr

@@ -1,0 +1,261 @@
+"""Claiming, looking in, giving up: an executor of the test's own answers when the test says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicomnode.compute import MAX_INTERRUPTIONS, Computer, Job, Outcome
+from dicomnode.config import Config, parse
+from dicomnode.errors import Transient
+from dicomnode.ledger import Ledger
+from dicomnode.records import Case, Identity, Inputs, Instance, NewResult, NewRun
+from dicomnode.states import Event, State
+from pipeline.errors import EngineFailed, InputRejected
+
+RUN = NewRun("", "0.1", "c", "", "k", "", "{}")
+
+
+class Bench(Executor):
+    """Keeps what was submitted; the test sets the results."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.futures: list[Future[Any]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Future[Any]:
+        self.jobs.append(args[0])
+        self.futures.append(Future())
+        return self.futures[-1]
+
+    def answer(self, *kinds: str) -> None:
+        """The job is done: it has written one file for each kind."""
+        out = self.jobs[-1].out
+        out.mkdir(parents=True)
+        results = []
+        for number, kind in enumerate(kinds):
+            path = out / f"{kind}.dcm"
+            path.write_bytes(b"x")
+            uid = f"2.25.{len(self.jobs)}{number}"
+            results.append(NewResult(uid, "1.2", "1.3", "1.2.840.10008.1.2.1", kind, "", str(path), 1))
+        self.futures[-1].set_result(Outcome(tuple(results), RUN))
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return parse({"node": {"data_dir": str(tmp_path)}, "dose": {"timeout_s": 100.0, "max_attempts": 2}})
+
+
+@pytest.fixture
+def ledger(config: Config) -> Iterator[Ledger]:
+    ledger = Ledger.open(config.node.ledger_url)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def computer(config: Config, ledger: Ledger, bench: Bench) -> Computer:
+    return Computer(config, ledger, bench)
+
+
+def object_of(study: str, number: int, at: float = 0.0) -> Instance:
+    return Instance(
+        f"{study}.{number}", "1.2", study, f"{study}.0", "CT", "1.2.840.10008.1.2.1", "P", "", "A",
+        f"spool/{study}/{number}.dcm", 1, "MODALITY", at,
+    )  # fmt: skip
+
+
+def ready(ledger: Ledger, study: str = "1.2.3", at: float = 0.0) -> Case:
+    """A case that was assembled."""
+    ledger.add_instances([object_of(study, 1, at)], at)
+    case = next(c for c in ledger.cases() if c.study_instance_uid == study)
+    return assembled(ledger, case, at, "digest")
+
+
+def assembled(ledger: Ledger, case: Case, at: float, digest: str) -> Case:
+    inputs = Inputs(ct=("spool/ct",), spect=("spool/nm",))
+    done = ledger.assembled(ledger.case(case.id), at, inputs.to_json(), digest, Identity("P"), "complete")
+    assert done is not None
+    return done
+
+
+def test_a_ready_case_is_claimed_and_its_job_gets_absolute_paths(
+    computer: Computer, ledger: Ledger, bench: Bench, config: Config
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    assert ledger.case(case.id).state is State.COMPUTING
+    assert bench.jobs[0].inputs.ct == (str(config.node.data_dir / "spool/ct"),)
+    assert bench.jobs[0].out.is_relative_to(config.node.data_dir / "results" / str(case.id))
+
+
+def test_one_case_at_a_time_the_oldest_first(computer: Computer, ledger: Ledger, bench: Bench) -> None:
+    first, second = ready(ledger, "1.1"), ready(ledger, "1.2")
+    computer.tick(1.0)
+    computer.tick(2.0)
+    assert len(bench.jobs) == 1
+    assert ledger.case(second.id).state is State.READY
+    bench.answer("RTDOSE")
+    computer.tick(3.0)
+    assert ledger.case(first.id).state is State.ENCODED
+    assert ledger.case(second.id).state is State.COMPUTING
+
+
+def test_results_are_registered_with_the_digest_of_their_inputs(
+    computer: Computer, ledger: Ledger, bench: Bench
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.answer("SEG", "RTDOSE", "SR")
+    computer.tick(2.0)
+    run = ledger.latest_run(case.id)
+    assert run is not None
+    assert run.new.inputs_sha256 == "digest"
+    results = ledger.results(run.id)
+    assert [r.new.kind for r in results] == ["SEG", "RTDOSE", "SR"]
+    assert all(not Path(r.new.path).is_absolute() for r in results)
+
+
+def test_a_rejection_holds_the_case_with_its_remedy(computer: Computer, ledger: Ledger, bench: Bench) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.futures[0].set_exception(
+        InputRejected("more activity than was administered", "Check the calibration")
+    )
+    computer.tick(2.0)
+    held = ledger.case(case.id)
+    assert (held.state, held.reason, held.remedy) == (
+        State.HELD,
+        "more activity than was administered",
+        "Check the calibration",
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [Transient("was killed by SIGKILL"), EngineFailed("CUDA fault"), ValueError("bug")], ids=repr
+)
+def test_a_failed_attempt_is_repeated_after_a_pause_and_then_given_up(
+    error: Exception, computer: Computer, ledger: Ledger, bench: Bench
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.futures[0].set_exception(error)
+    computer.tick(2.0)
+    again = ledger.case(case.id)
+    assert (again.state, again.attempts) == (State.READY, 1)
+    computer.tick(again.next_attempt_at - 1)
+    assert len(bench.jobs) == 1
+    computer.tick(again.next_attempt_at)
+    bench.futures[1].set_exception(error)
+    computer.tick(again.next_attempt_at + 1)
+    failed = ledger.case(case.id)
+    assert failed.state is State.FAILED
+    assert "attempt 2 of 2" in failed.reason
+    assert "dicomnode retry" in failed.remedy
+
+
+def test_a_job_that_hangs_is_killed_at_its_time_limit(
+    computer: Computer, ledger: Ledger, bench: Bench
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    computer.tick(100.9)
+    assert not bench.futures[0].cancelled()
+    computer.tick(101.0)
+    assert bench.futures[0].cancelled()
+    stumbled = ledger.case(case.id)
+    assert stumbled.state is State.READY
+    assert "killed after 100 s" in stumbled.reason
+
+
+def test_a_late_object_stops_the_job_and_its_results_are_never_registered(
+    computer: Computer, ledger: Ledger, bench: Bench
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    ledger.add_instances([object_of("1.2.3", 2, 5.0)], 5.0)
+    assert ledger.case(case.id).state is State.COLLECTING
+    computer.tick(6.0)
+    assert bench.futures[0].cancelled()
+    assert ledger.latest_run(case.id) is None
+
+
+def test_results_that_come_after_a_late_object_are_dropped(
+    computer: Computer, ledger: Ledger, bench: Bench
+) -> None:
+    """The job ends in the same tick in which the object arrives."""
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.answer("RTDOSE")
+    ledger.add_instances([object_of("1.2.3", 2, 5.0)], 5.0)
+    computer.tick(6.0)
+    assert ledger.case(case.id).state is State.COLLECTING
+    assert ledger.latest_run(case.id) is None
+
+
+def test_after_a_crash_the_case_is_queued_again_and_half_made_files_are_gone(
+    computer: Computer, ledger: Ledger, bench: Bench, config: Config
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.jobs[0].out.mkdir(parents=True)
+    (bench.jobs[0].out / "RTDOSE-dvk.part").write_bytes(b"half")
+    successor = Computer(config, ledger, bench)
+    successor.recover(10.0)
+    assert ledger.case(case.id).state is State.READY
+    assert not bench.jobs[0].out.exists()
+    assert [a.outcome for a in ledger.attempts(case.id)] == ["interrupted"]
+
+
+def test_recovery_keeps_registered_results(
+    computer: Computer, ledger: Ledger, bench: Bench, config: Config
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.answer("RTDOSE")
+    computer.tick(2.0)
+    Computer(config, ledger, bench).recover(10.0)
+    run = ledger.latest_run(case.id)
+    assert run is not None
+    assert all((config.node.data_dir / r.new.path).exists() for r in ledger.results(run.id))
+
+
+def test_a_case_that_takes_the_node_down_time_and_again_is_held(
+    ledger: Ledger, bench: Bench, config: Config
+) -> None:
+    case = ready(ledger)
+    for n in range(MAX_INTERRUPTIONS):
+        computer = Computer(config, ledger, bench)
+        computer.recover(10.0 * n)
+        computer.tick(10.0 * n + 1)
+        assert ledger.case(case.id).state is State.COMPUTING
+    computer = Computer(config, ledger, bench)
+    computer.recover(1000.0)
+    computer.tick(1001.0)
+    held = ledger.case(case.id)
+    assert held.state is State.HELD
+    assert "stopped 10 times" in held.reason
+
+
+def test_a_rerun_names_what_was_sent_before(computer: Computer, ledger: Ledger, bench: Bench) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.answer("RTDOSE")
+    computer.tick(2.0)
+    attempt = ledger.begin(case.id, Event.SEND, "deliver", 3.0)
+    run = ledger.latest_run(case.id)
+    assert run is not None
+    ledger.delivered(attempt, run, 4.0)
+    ledger.add_instances([object_of("1.2.3", 2, 5.0)], 5.0)
+    assembled(ledger, case, 6.0, "another digest")
+    computer.tick(7.0)
+    assert [r.sop_instance_uid for r in bench.jobs[1].predecessors] == ["2.25.10"]

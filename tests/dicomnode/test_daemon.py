@@ -1,0 +1,230 @@
+"""The stages together in one process: a study in over C-STORE, results at a stand-in PACS; no sleeps."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+from rich.console import Console
+
+from dicomnode.config import Config, Peer, parse
+from dicomnode.daemon import Daemon, guarded, prepare_data_dir
+from dicomnode.errors import ConfigurationError, LedgerUnavailable
+from dicomnode.folder import compute_folder
+from dicomnode.send import Outgoing, Verdict, send
+from dicomnode.standin_pacs import StandinPacs
+from dicomnode.states import Event, State
+from dicomnode.summary_report import read_table
+from dicomnode.virtual_study import StudyFiles
+from tests import small_study
+
+
+class HereAndNow(Executor):
+    """The job in this process, while it is submitted: what a child would do, without waiting for one."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001  it is the future's
+            future.set_exception(error)
+        return future
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def pacs(tmp_path: Path) -> Iterator[StandinPacs]:
+    with StandinPacs(tmp_path / "pacs") as pacs:
+        yield pacs
+
+
+@pytest.fixture
+def config(tmp_path: Path, pacs: StandinPacs) -> Config:
+    return parse(
+        {
+            "node": {"data_dir": str(tmp_path / "data"), "bind": "127.0.0.1", "port": free_port()},
+            "receive": {"min_free_gb": 0.1},
+            "peers": [
+                {"name": "camera", "ae_title": "CAMERA"},
+                {"name": "PACS", "ae_title": pacs.ae_title, "host": pacs.host, "port": pacs.port},
+            ],
+            "deliver": {"to": ["PACS"]},
+            "dose": {"device": "cpu"},
+        }
+    )
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def daemon(config: Config, clock: Clock) -> Iterator[Daemon]:
+    """Listens, but ticks only when the test says so."""
+    daemon = Daemon(config, clock, executor=HereAndNow())
+    daemon.receiver.start()
+    yield daemon
+    daemon.stop()
+
+
+def push(config: Config, files: list[Path]) -> list[Verdict]:
+    answers: list[Verdict] = []
+    node = Peer(name="node", ae_title=config.node.ae_title, host="127.0.0.1", port=config.node.port)
+    send(
+        node,
+        [outgoing(path) for path in files],
+        "CAMERA",
+        30.0,
+        lambda _, answer: answers.append(answer.verdict),
+    )
+    return answers
+
+
+def outgoing(path: Path) -> Outgoing:
+    ds = pydicom.dcmread(path, stop_before_pixels=True)
+    return Outgoing(path, ds.SOPClassUID, ds.SOPInstanceUID, ds.file_meta.TransferSyntaxUID)
+
+
+def by_modality(pacs: StandinPacs) -> dict[str, pydicom.FileDataset]:
+    return {ds.Modality: ds for ds in map(pydicom.dcmread, pacs.files().values())}
+
+
+def run_to_the_end(daemon: Daemon, clock: Clock, files: StudyFiles) -> None:
+    assert push(daemon.config, files.all) == [Verdict.STORED] * len(files.all)
+    daemon.tick()
+    clock.now += daemon.config.assemble.quiet_s
+    # Assembled, claimed; computed, encoded, sent.
+    daemon.tick()
+    daemon.tick()
+
+
+def test_a_study_goes_in_and_its_results_come_out(
+    daemon: Daemon, clock: Clock, pacs: StandinPacs, tmp_path: Path
+) -> None:
+    files = small_study.write(tmp_path / "study")
+    run_to_the_end(daemon, clock, files)
+    case = daemon.ledger.cases()[0]
+    assert case.state is State.DONE
+    events = [step.event for step in daemon.ledger.story(case.id)]
+    assert events == [Event.INSTANCE, Event.COMPLETE, Event.CLAIM, Event.ENCODE, Event.SEND, Event.DELIVER]
+    assert set(by_modality(pacs)) == {"SEG", "RTDOSE", "SR"}
+
+
+def test_a_folder_gives_the_numbers_that_the_node_gives(
+    daemon: Daemon, clock: Clock, pacs: StandinPacs, tmp_path: Path
+) -> None:
+    files = small_study.write(tmp_path / "study")
+    run_to_the_end(daemon, clock, files)
+    sent = by_modality(pacs)
+    outcome = compute_folder(files.folder, tmp_path / "out", daemon.config, Console(quiet=True))
+    computed = {r.kind: pydicom.dcmread(r.path) for r in outcome.results}
+    assert computed["RTDOSE"].PixelData == sent["RTDOSE"].PixelData
+    assert computed["RTDOSE"].DoseGridScaling == sent["RTDOSE"].DoseGridScaling
+    assert "DVK" in computed["RTDOSE"].SeriesDescription
+    assert read_table(computed["SR"]) == read_table(sent["SR"])
+
+
+def test_the_same_study_again_computes_nothing_and_sends_nothing(
+    daemon: Daemon, clock: Clock, pacs: StandinPacs, tmp_path: Path
+) -> None:
+    files = small_study.write(tmp_path / "study")
+    run_to_the_end(daemon, clock, files)
+    run_to_the_end(daemon, clock, files)
+    assert len(pacs.received) == 3
+    assert len(daemon.ledger.runs(1)) == 1
+
+
+def test_our_own_results_coming_back_start_no_case(
+    daemon: Daemon, clock: Clock, pacs: StandinPacs, tmp_path: Path
+) -> None:
+    files = small_study.write(tmp_path / "study")
+    run_to_the_end(daemon, clock, files)
+    assert push(daemon.config, list(pacs.files().values())) == [Verdict.STORED] * 3
+    clock.now += 1000
+    daemon.tick()
+    assert [case.state for case in daemon.ledger.cases()] == [State.DONE]
+    assert len(daemon.ledger.instances(1)) == len(files.all)
+
+
+def test_an_object_that_arrives_while_pacs_is_down_gives_a_new_result_after_the_old_one(
+    daemon: Daemon, clock: Clock, pacs: StandinPacs, tmp_path: Path
+) -> None:
+    files = small_study.write(tmp_path / "study")
+    pacs.stop()
+    without_rois = StudyFiles(files.study, files.folder, ct=files.ct, nm=files.nm)
+    run_to_the_end(daemon, clock, without_rois)
+    assert daemon.ledger.case(1).state is State.SENDING
+    assert files.rtstruct is not None
+    push(daemon.config, [files.rtstruct])
+    pacs.start()
+    clock.now += 7200
+    for _ in range(3):
+        daemon.tick()
+    assert daemon.ledger.case(1).state in (State.COLLECTING, State.READY, State.COMPUTING)
+    for _ in range(3):
+        clock.now += daemon.config.assemble.quiet_s
+        daemon.tick()
+    assert daemon.ledger.case(1).state is State.DONE
+    first, second = daemon.ledger.runs(1)
+    assert second.predecessor_id == first.id
+    assert len(pacs.received) == 6
+
+
+def test_what_was_acknowledged_survives_a_ledger_that_never_heard_of_it(
+    config: Config, clock: Clock, tmp_path: Path
+) -> None:
+    """The process ends between the acknowledgement and the batch's commit."""
+    files = small_study.write(tmp_path / "study")
+    first = Daemon(config, clock, executor=HereAndNow())
+    first.receiver.start()
+    push(config, files.all)
+    first.receiver.stop()
+    assert first.ledger.cases() == []
+    first.ledger.close()
+    second = Daemon(config, clock, executor=HereAndNow())
+    second.intake.recover(clock())
+    assert len(second.ledger.instances(1)) == len(files.all)
+    second.stop()
+
+
+def test_a_start_and_a_stop_leave_no_thread_behind(config: Config, clock: Clock) -> None:
+    before = set(threading.enumerate())
+    daemon = Daemon(config, clock, executor=HereAndNow())
+    assert daemon.start() == config.node.port
+    daemon.stop()
+    left = [t.name for t in set(threading.enumerate()) - before if not t.name.startswith("sync-folder")]
+    assert left == []
+
+
+def test_a_data_dir_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"\[node\] data_dir .*file/data cannot be used"):
+        prepare_data_dir(parse({"node": {"data_dir": str(tmp_path / "file" / "data")}}))
+
+
+def test_a_stage_that_fails_is_tried_again_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(_now: float) -> None:
+        raise LedgerUnavailable("the ledger does not answer", "Check the disk")
+
+    guarded(broken, lambda: 0.0)
+    assert "tried again" in caplog.text

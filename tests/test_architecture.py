@@ -1,0 +1,112 @@
+"""Who may import whom, held against the code itself."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("receive", "assemble", "compute", "deliver", "notify")
+
+# Module (or package) prefixes that alone may import a dependency.
+DOORS = {
+    "SimpleITK": ("pipeline.grid",),
+    "sqlalchemy": ("dicomnode.ledger", "dicomnode.schema", "dicomnode.migrations"),
+    "alembic": ("dicomnode.ledger", "dicomnode.migrations"),
+    "apscheduler": ("dicomnode.daemon",),
+    "pynetdicom": (
+        "dicomnode.receive",
+        "dicomnode.transport",
+        "dicomnode.contexts",
+        "dicomnode.defects",
+        "dicomnode.conformance",
+        "dicomnode.send",
+        "dicomnode.standin_pacs",
+    ),
+    "matplotlib": ("dicomnode.demo_picture", "pipeline.simulate"),
+}
+# pydicom in `pipeline` only where files are read; simulation, convolution and inference run without it.
+READERS = {
+    "acquisition", "activity", "camera", "ct", "dataset", "dose_report", "nm", "pet", "regions",
+    "registration", "rois", "segments", "slices", "spect", "structures",
+}  # fmt: skip
+WITHOUT_PYDICOM = (
+    "pipeline.volume",
+    "pipeline.decay",
+    "pipeline.kernels",
+    "pipeline.convolve",
+    "pipeline.dose_rate",
+    "pipeline.histogram",
+    "pipeline.density",
+    "pipeline.simulate.patient",
+    "pipeline.simulate.spect",
+)
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for package in ("dicomnode", "pipeline", "models"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            assert node.level == 0, "imports are absolute"
+            yield node.module
+
+
+MODULES = dict(modules())
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_packages_import_downwards_only(name: str) -> None:
+    below = {"dicomnode": (), "pipeline": ("dicomnode",), "models": ("dicomnode", "pipeline")}
+    forbidden = below[name.partition(".")[0]]
+    for target in imported(MODULES[name]):
+        assert target.partition(".")[0] not in forbidden, f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("dependency", DOORS)
+def test_a_dependency_has_one_door(dependency: str) -> None:
+    for name, tree in MODULES.items():
+        if any(target.partition(".")[0] == dependency for target in imported(tree)):
+            assert name.startswith(DOORS[dependency]), f"{name} imports {dependency}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_meet_only_in_the_ledger(stage: str) -> None:
+    others = {f"dicomnode.{other}" for other in STAGES if other != stage}
+    assert not others & set(imported(MODULES[f"dicomnode.{stage}"]))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("pipeline.")])
+def test_pydicom_stays_where_files_are_read(name: str) -> None:
+    if name.partition(".")[2] not in READERS:
+        assert not any(target.partition(".")[0] == "pydicom" for target in imported(MODULES[name]))
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level packages that a fresh interpreter has loaded after `statement`."""
+    code = f"{statement}; import sys; print(*{{m.partition('.')[0] for m in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+def test_the_listening_process_loads_nothing_heavy() -> None:
+    loaded = loaded_by("import dicomnode.daemon")
+    assert not loaded & {"torch", "scipy", "SimpleITK", "highdicom", "matplotlib", "skimage"}
+
+
+def test_the_numbers_load_without_dicom() -> None:
+    """A GPU machine has numpy, scipy and torch, and neither pydicom nor SimpleITK."""
+    loaded = loaded_by("import " + ", ".join(WITHOUT_PYDICOM))
+    assert not loaded & {"pydicom", "SimpleITK", "torch", "highdicom"}
