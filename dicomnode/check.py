@@ -11,13 +11,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from dicomnode.config import Config
 from dicomnode.errors import NodeError
 from dicomnode.ledger import Ledger
 from dicomnode.send import echo
+from pipeline.convolve import has_cuda_driver
 from pipeline.decay import NUCLIDES
 from pipeline.errors import PipelineError
 from pipeline.kernels import REACH_MM, radial_kernel
@@ -101,7 +101,7 @@ def _intentions(config: Config) -> Iterator[Finding]:
 def _device(config: Config) -> Iterator[Finding]:
     wanted = config.dose.device
     has_torch = importlib.util.find_spec("torch") is not None
-    has_gpu = has_torch and Path("/dev/nvidiactl").exists() and _cuda_answers()
+    has_gpu = has_torch and has_cuda_driver() and _cuda_answers()
     if wanted == "cuda" and not has_gpu:
         missing = "no CUDA device answers" if has_torch else "torch is not installed"
         remedy = 'Install the driver and dicomnode[gpu], or set device = "auto"'

@@ -19,6 +19,7 @@ thread per core, each working through whole planes; on the GPU by torch.fft.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 from collections import OrderedDict
@@ -275,7 +276,7 @@ def convolve(
 
 def usable_device(device: str) -> tuple[str, tuple[str, ...]]:
     """``cpu`` or a CUDA device that answers, and why it is not the one that was asked for."""
-    if device == "cpu":
+    if device == "cpu" or (device == "auto" and not has_cuda_driver()):
         return "cpu", ()
     try:
         import torch
@@ -288,6 +289,15 @@ def usable_device(device: str) -> tuple[str, tuple[str, ...]]:
     if device == "auto":
         return "cpu", ()
     return "cpu", (f"device {device!r} is not usable ({reason}): convolved on the CPU",)
+
+
+def has_cuda_driver() -> bool:
+    """Whether NVIDIA's driver library loads: without it, importing torch (seconds, memory) finds nothing."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _threads() -> int:
