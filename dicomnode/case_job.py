@@ -19,7 +19,6 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode import __version__
-from dicomnode.compute import Job, Outcome
 from dicomnode.config import Config
 from dicomnode.encode import EncodedObject, encode, uid_source
 from dicomnode.findings import (
@@ -33,6 +32,7 @@ from dicomnode.findings import (
     RoiFindings,
     RoiKind,
 )
+from dicomnode.job import Job, Outcome
 from dicomnode.records import NewResult, NewRun
 from pipeline.acquisition import Administration
 from pipeline.ct import read_ct

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dicomnode.config import Config
 from dicomnode.errors import Rejected
+from dicomnode.job import Job, Outcome
 from dicomnode.ledger import Ledger
 from dicomnode.records import Attempt, Case, Inputs, NewResult, NewRun
 from dicomnode.states import Event, State
@@ -27,28 +28,6 @@ MAX_INTERRUPTIONS = 10
 # After a failed attempt: the machine gets time to recover (memory, a GPU that is used by others).
 RETRY_PAUSE_S = 60.0
 _LOOK = "See the log of that time"
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Everything that a child needs. Paths are absolute."""
-
-    inputs: Inputs
-    config: Config
-    out: Path
-    identity: str = ""
-    """What sets these results apart from every other: part of their UIDs' origin."""
-    predecessors: tuple[NewResult, ...] = ()
-    """The results that these replace."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a child hands back: files under `Job.out`, in sending order, and where they came from."""
-
-    results: tuple[NewResult, ...]
-    inputs_free_run: NewRun
-    """The run with an empty inputs_sha256: the ledger knows that one."""
 
 
 def run(job: Job) -> Outcome:

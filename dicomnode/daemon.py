@@ -25,11 +25,12 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from dicomnode import watchdog
 from dicomnode.assemble import Assembler
 from dicomnode.child import ChildExecutor
-from dicomnode.compute import Computer, Job, Outcome, run
+from dicomnode.compute import Computer, run
 from dicomnode.config import Config
 from dicomnode.deliver import Deliverer
 from dicomnode.errors import ConfigurationError
 from dicomnode.intake import Intake
+from dicomnode.job import Job, Outcome
 from dicomnode.ledger import Ledger
 from dicomnode.notify import Notifier
 from dicomnode.receive import Receiver

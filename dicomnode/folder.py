@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dicomnode.case_job import perform
-from dicomnode.compute import Job, Outcome
 from dicomnode.config import Config
 from dicomnode.errors import ConfigurationError
+from dicomnode.job import Job, Outcome
 from dicomnode.report_table import report_table
 from dicomnode.selection import Header, Preferences, choose, digest, read_header
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from dicomnode.compute import MAX_INTERRUPTIONS, Computer, Job, Outcome
+from dicomnode.compute import MAX_INTERRUPTIONS, Computer
 from dicomnode.config import Config, parse
 from dicomnode.errors import Transient
+from dicomnode.job import Job, Outcome
 from dicomnode.ledger import Ledger
 from dicomnode.records import Case, Identity, Inputs, Instance, NewResult, NewRun
 from dicomnode.states import Event, State

@@ -1,0 +1,31 @@
+"""What `compute` asks of a child process, and what the child hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dicomnode.config import Config
+from dicomnode.records import Inputs, NewResult, NewRun
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything that a child needs. Paths are absolute."""
+
+    inputs: Inputs
+    config: Config
+    out: Path
+    identity: str = ""
+    """What sets these results apart from every other: part of their UIDs' origin."""
+    predecessors: tuple[NewResult, ...] = ()
+    """The results that these replace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a child hands back: files under `Job.out`, in sending order, and where they came from."""
+
+    results: tuple[NewResult, ...]
+    inputs_free_run: NewRun
+    """The run with an empty inputs_sha256: the ledger knows that one."""
