@@ -57,9 +57,9 @@ class Daemon:
         self._clock = clock
         prepare_data_dir(config)
         self.ledger = Ledger.open(config.node.ledger_url)
-        spool = Spool(config.node.data_dir, int(config.receive.min_free_gb * 1e9))
-        self.intake = Intake(spool, self.ledger)
-        self.receiver = Receiver(config.node, config.peers, config.receive, spool, self.intake, clock)
+        self._spool = Spool(config.node.data_dir, int(config.receive.min_free_gb * 1e9))
+        self.intake = Intake(self._spool, self.ledger)
+        self.receiver = Receiver(config.node, config.peers, config.receive, self._spool, self.intake, clock)
         self._assembler = Assembler(config.assemble, config.camera, self.ledger, config.node.data_dir)
         self._executor = executor or ChildExecutor(config.dose.memory_limit_gb)
         self._computer = Computer(config, self.ledger, self._executor, work)
@@ -89,6 +89,7 @@ class Daemon:
         self._computer.stop()
         self._executor.shutdown(cancel_futures=True)
         self.intake.flush(self._clock())
+        self._spool.close()
         self.ledger.close()
         log.info("stopped")
 

@@ -28,7 +28,7 @@ DOORS = {
         "dicomnode.send",
         "dicomnode.standin_pacs",
     ),
-    "matplotlib": ("dicomnode.demo_picture", "pipeline.simulate"),
+    "matplotlib": ("dicomnode.demo",),
 }
 # pydicom in `pipeline` only where files are read; simulation, convolution and inference run without it.
 READERS = {

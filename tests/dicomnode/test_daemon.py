@@ -212,8 +212,7 @@ def test_a_start_and_a_stop_leave_no_thread_behind(config: Config, clock: Clock)
     daemon = Daemon(config, clock, executor=HereAndNow())
     assert daemon.start() == config.node.port
     daemon.stop()
-    left = [t.name for t in set(threading.enumerate()) - before if not t.name.startswith("sync-folder")]
-    assert left == []
+    assert [t.name for t in set(threading.enumerate()) - before] == []
 
 
 def test_a_data_dir_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""What the node accepts: SOP classes and transfer syntaxes.
+
+The transfer syntaxes are those whose pixel data pydicom can decode with the decoders that are
+installed, asked once at import: what cannot be decoded later must not be accepted now.
+"""
+
+from __future__ import annotations
+
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    UID,
+    AllTransferSyntaxes,
+    BasicTextSRStorage,
+    Comprehensive3DSRStorage,
+    ComprehensiveSRStorage,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedSRStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    NuclearMedicineImageStorage,
+    PositronEmissionTomographyImageStorage,
+    RadiopharmaceuticalRadiationDoseSRStorage,
+    RTDoseStorage,
+    RTStructureSetStorage,
+    SegmentationStorage,
+    SpatialRegistrationStorage,
+)
+from pynetdicom.presentation import PresentationContext, build_context
+
+VERIFICATION = UID("1.2.840.10008.1.1")
+
+# Of these an object without pixel data is of no use.
+IMAGE_CLASSES = (
+    CTImageStorage,
+    NuclearMedicineImageStorage,
+    PositronEmissionTomographyImageStorage,
+    SegmentationStorage,
+)
+# RT Dose may consist of a dose-volume histogram alone (PS3.3 A.18).
+SOP_CLASSES = (
+    *IMAGE_CLASSES,
+    RTDoseStorage,
+    RTStructureSetStorage,
+    SpatialRegistrationStorage,
+    BasicTextSRStorage,
+    EnhancedSRStorage,
+    ComprehensiveSRStorage,
+    Comprehensive3DSRStorage,
+    RadiopharmaceuticalRadiationDoseSRStorage,
+)
+# The node never makes objects of these classes: one of them is never a result that comes back.
+NEVER_RESULTS = frozenset(
+    {CTImageStorage, NuclearMedicineImageStorage, PositronEmissionTomographyImageStorage}
+)
+_WITH_PIXELS = frozenset({*IMAGE_CLASSES, RTDoseStorage})
+
+# The first that the peer proposes too is agreed upon: least work for both sides first.
+_UNCOMPRESSED = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+)
+
+
+def _decodable(uid: UID) -> bool:
+    try:
+        return bool(get_decoder(uid).is_available)
+    except NotImplementedError:
+        return False
+
+
+COMPRESSED: tuple[UID, ...] = tuple(
+    uid for uid in AllTransferSyntaxes if uid not in _UNCOMPRESSED and _decodable(uid)
+)
+
+
+def transfer_syntaxes(sop_class: str) -> tuple[UID, ...]:
+    """What is accepted for a SOP class, in the order of preference."""
+    return (*_UNCOMPRESSED, *COMPRESSED) if sop_class in _WITH_PIXELS else _UNCOMPRESSED
+
+
+def storage_contexts() -> list[PresentationContext]:
+    """For a peer that may store."""
+    return [build_context(uid, list(transfer_syntaxes(uid))) for uid in SOP_CLASSES]
+
+
+def echo_contexts() -> list[PresentationContext]:
+    """For a peer that may echo."""
+    return [build_context(VERIFICATION, [ImplicitVRLittleEndian, ExplicitVRLittleEndian])]

@@ -1,0 +1,316 @@
+"""The spool: what was received, on disk, before it is acknowledged.
+
+::
+
+    data_dir/spool/<StudyInstanceUID>/<SOPInstanceUID>.dcm     accepted objects
+    data_dir/quarantine/<SHA-256>.dcm and .json                refused objects and why
+
+An object is written as `.part`, renamed, and then the file and its folder are synced side by side:
+where a flush of the disk's cache is slow, that takes one and not two. Only then is it acknowledged.
+What a power cut may leave of an object that was not acknowledged yet is told by the checksum in the
+preamble, and never used. The file meta information is built here and the data set's bytes follow as
+they came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from dicomnode import __version__
+from dicomnode.defects import Defect, Flawed
+from dicomnode.header import is_valid_uid
+
+_SPOOL = "spool"
+_QUARANTINE = "quarantine"
+_PREAMBLE_BYTES = 128
+_PREFIX = b"DICM"
+# Folder syncs at the same time; the file system makes one flush of them.
+_SYNC_THREADS = 16
+# Of this software, fixed for ever (PS3.7 D.3.3.2): a UUID under 2.25.
+IMPLEMENTATION_CLASS_UID = "2.25.335562912661724348994231123876539037315"
+IMPLEMENTATION_VERSION_NAME = f"DICOMNODE_{__version__}"[:16]
+_FILE_MODE = 0o640
+_FOLDER_MODE = 0o750
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How an object came: what stands beside its data set."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    peer: str
+    """AE title of the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Why an object lies in quarantine; the JSON file beside it."""
+
+    defect: str
+    reason: str
+    status: int
+    peer: str
+    received_at: float
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    """Empty when it could not be read."""
+    transfer_syntax_uid: str
+    conflict_study_uid: str
+    """The study whose object it contradicts; empty when it contradicts none."""
+    path: str
+    """Relative to data_dir; empty when the disk had no room for it."""
+
+
+def free_bytes(folder: Path) -> int:
+    """What the file system of `folder` still has room for."""
+    return shutil.disk_usage(folder).free
+
+
+class Spool:
+    """The only writer below `data_dir`/spool and /quarantine. Every method may be called from any thread.
+
+    min_free_bytes: below it nothing is written. free: how to ask for the room there is.
+    """
+
+    def __init__(self, data_dir: Path, min_free_bytes: int, free: Callable[[Path], int] = free_bytes) -> None:
+        self.data_dir = data_dir
+        self._spool = data_dir / _SPOOL
+        self._quarantine = data_dir / _QUARANTINE
+        self._min_free_bytes = min_free_bytes
+        self._free = free
+        self._study_of: dict[str, str] = {}
+        self._syncs = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync-folder")
+        self._durable_folders: set[Path] = set()
+        self._busy: set[str] = set()
+        self._turn = threading.Condition()
+        for folder in (self._spool, self._quarantine):
+            folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+
+    @contextlib.contextmanager
+    def claim(self, sop_instance_uid: str) -> Iterator[None]:
+        """Hold an object for oneself: the same object may come on two associations at once."""
+        with self._turn:
+            self._turn.wait_for(lambda: sop_instance_uid not in self._busy)
+            self._busy.add(sop_instance_uid)
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._busy.discard(sop_instance_uid)
+                self._turn.notify_all()
+
+    def find(self, study_instance_uid: str, sop_instance_uid: str) -> Path | None:
+        """Where an accepted object lies, be it in another study; None when there is none."""
+        study = self._study_of.get(sop_instance_uid, study_instance_uid)
+        path = self.path(study, sop_instance_uid)
+        if path.exists():
+            return path
+        self._study_of.pop(sop_instance_uid, None)  # retention has removed it
+        return None
+
+    def path(self, study_instance_uid: str, sop_instance_uid: str) -> Path:
+        """Where an object of these UIDs lies. Nothing but a valid UID ever becomes part of a path."""
+        for uid in (study_instance_uid, sop_instance_uid):
+            if not is_valid_uid(uid):
+                raise ValueError(f"{uid!r} is not a UID")
+        return self._spool / study_instance_uid / f"{sop_instance_uid}.dcm"
+
+    def relative(self, path: Path) -> str:
+        """A path as the ledger keeps it."""
+        return str(path.relative_to(self.data_dir))
+
+    def store(self, study_instance_uid: str, origin: Origin, data: memoryview) -> tuple[Path, int]:
+        """Write an object durably. returns: its file and the file's size in bytes.
+
+        Raises Flawed(DISK_FULL), and then nothing of it is left.
+        """
+        path = self.path(study_instance_uid, origin.sop_instance_uid)
+        try:
+            self._require_room(len(data))
+            self._make_folder(path.parent)
+            meta = file_meta(origin, data)
+            _write(path, (meta, data), self._syncs)
+        except OSError as error:
+            raise Flawed(Defect.DISK_FULL, error.strerror or str(error)) from error
+        self._study_of[origin.sop_instance_uid] = study_instance_uid
+        return path, len(meta) + len(data)
+
+    def set_aside(self, note: Note, origin: Origin, data: memoryview) -> tuple[Note, bool]:
+        """Keep a refused object with its reason.
+
+        returns: the note with its path, and whether it is new: a sender that tries again and again
+        fills neither the disk nor the ledger. A disk without room loses the object, never the note.
+        """
+        digest = hashlib.sha256(f"{note.defect}\n".encode())
+        digest.update(data)
+        path = self._quarantine / f"{digest.hexdigest()}.dcm"
+        kept = replace(note, path=self.relative(path))
+        with self.claim(path.name):
+            if path.with_suffix(".json").exists():
+                return kept, False
+            try:
+                self._require_room(len(data))
+                _write(path, (file_meta(origin, data), data))
+                text = json.dumps(asdict(kept), indent=1, ensure_ascii=False)
+                _write(path.with_suffix(".json"), (text.encode(),))
+            except OSError:
+                return note, True
+        return kept, True
+
+    def notes(self) -> list[Note]:
+        """What lies in quarantine."""
+        paths = sorted(self._quarantine.glob("*.json"))
+        return [Note(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+
+    def scan(self) -> dict[str, Path]:
+        """At start: forget what was half written; SOP Instance UID → file of every accepted object."""
+        for folder in (self._spool, self._quarantine):
+            for path in folder.rglob("*.part"):
+                path.unlink()
+        found = {path.stem: path for path in self._spool.glob("*/*.dcm")}
+        self._study_of = {uid: path.parent.name for uid, path in found.items()}
+        return found
+
+    def discard(self, path: Path) -> None:
+        """Take a broken file out of the way of the object that will be sent again."""
+        path.rename(self._quarantine / f"{path.stem}.broken")
+
+    def close(self) -> None:
+        """End the threads that sync folders."""
+        self._syncs.shutdown()
+
+    def _make_folder(self, folder: Path) -> None:
+        """A study's folder, itself durable before the first object in it is acknowledged."""
+        with self._turn:
+            if folder in self._durable_folders and folder.exists():
+                return
+            folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+            _sync_folder(folder.parent)
+            self._durable_folders.add(folder)
+
+    def _require_room(self, size_bytes: int) -> None:
+        if self._free(self.data_dir) < self._min_free_bytes + size_bytes:
+            raise OSError(errno.ENOSPC, "less free than [receive] min_free_gb")
+
+
+def file_meta(origin: Origin, data: memoryview) -> bytes:
+    """Preamble and file meta information, built by hand (PS3.10 7.1).
+
+    The preamble, free for any use, holds the data set's length and checksum.
+    """
+    group = b"".join(
+        (
+            struct.pack("<HH2s2xL2s", 2, 0x0001, b"OB", 2, b"\0\1"),
+            _meta_element(0x0002, b"UI", origin.sop_class_uid),
+            _meta_element(0x0003, b"UI", origin.sop_instance_uid),
+            _meta_element(0x0010, b"UI", origin.transfer_syntax_uid),
+            _meta_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+            _meta_element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
+            _meta_element(0x0016, b"AE", origin.peer),  # Source Application Entity Title
+        )
+    )
+    length = struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(group))
+    return _preamble(data) + _PREFIX + length + group
+
+
+def split_file(content: memoryview) -> tuple[Origin, memoryview]:
+    """A file of the spool → how it came, and its data set.
+
+    Raises Flawed(CUT_SHORT) when the file is not whole.
+    """
+    start = _PREAMBLE_BYTES + len(_PREFIX) + 12
+    if len(content) < start:
+        raise Flawed(Defect.CUT_SHORT, "its file meta information is missing")
+    end = start + struct.unpack_from("<L", content, start - 4)[0]
+    data = content[end:]
+    if content[:_PREAMBLE_BYTES] != _preamble(data):
+        raise Flawed(Defect.CUT_SHORT, "its checksum is not that of its data set")
+    values = dict(_meta_elements(content[start:end]))
+    return Origin(values[0x0002], values[0x0003], values[0x0010], values[0x0016]), data
+
+
+def _preamble(data: memoryview) -> bytes:
+    text = f"dicomnode {len(data)} bytes, CRC-32 {zlib.crc32(data):08x}\n"
+    return text.encode().ljust(_PREAMBLE_BYTES, b"\0")
+
+
+def _meta_elements(group: memoryview) -> Iterator[tuple[int, str]]:
+    position = 0
+    while position + 8 <= len(group):
+        number, vr, length = struct.unpack_from("<2xH2sH", group, position)
+        position += 8
+        if vr == b"OB":
+            length = struct.unpack_from("<L", group, position)[0]
+            position += 4
+        yield number, bytes(group[position : position + length]).decode("latin-1").strip(" \0")
+        position += length
+
+
+def _meta_element(number: int, vr: bytes, text: str) -> bytes:
+    value = text.encode("ascii", "replace")
+    if len(value) % 2:
+        value += b"\0" if vr == b"UI" else b" "
+    return struct.pack("<HH2sH", 2, number, vr, len(value)) + value
+
+
+def _write(path: Path, parts: Sequence[bytes | memoryview], syncs: Executor | None = None) -> None:
+    """Write a file durably. Raises OSError, and then neither the file nor a part of it is left.
+
+    syncs: where the folder is synced while the file is. Without it the file is whole from the moment
+    it has its name, at the price of a second flush.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        descriptor = os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, _FILE_MODE)
+        try:
+            _write_all(descriptor, parts)
+            if syncs is None:
+                os.fsync(descriptor)
+                part.rename(path)
+                _sync_folder(path.parent)
+            else:
+                part.rename(path)
+                folder = syncs.submit(_sync_folder, path.parent)
+                os.fsync(descriptor)
+                folder.result()
+        finally:
+            os.close(descriptor)
+    except OSError:
+        # On a broken disk even this may fail; the first error is the one to report.
+        for leftover in (part, path):
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
+        raise
+
+
+def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
+    written = os.writev(descriptor, parts)
+    # One call takes 2 GiB at most, and less from a disk that is filling up.
+    for data in parts:
+        view = memoryview(data)[min(written, len(data)) :]
+        written -= len(data) - len(view)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
