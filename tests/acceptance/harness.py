@@ -1,0 +1,305 @@
+"""Real processes on loopback: the node as administrators start it, Orthanc as PACS, DCMTK as modality."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydicom import Dataset
+from pynetdicom import AE
+
+from dicomnode.errors import LedgerUnavailable
+from dicomnode.ledger import Ledger
+from dicomnode.records import Case, Transition
+from dicomnode.states import State
+
+NODE_AE, PACS_AE, MODALITY_AE, READER_AE = "DICOMNODE", "ORTHANC", "MODALITY", "READER"
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 120.0, pause_s: float = 0.02) -> Any:
+    """Wait for something that another process does. returns: the condition's first true value."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s in vain: {what}"
+        time.sleep(pause_s)
+    return value
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.2)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@dataclass
+class Orthanc:
+    """Debian's Orthanc in a folder of its own."""
+
+    program: str
+    folder: Path
+    port: int = field(default_factory=free_port)
+    reader_port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "Name": "PACS of the acceptance tests",
+            "StorageDirectory": str(self.folder / "storage"),
+            "IndexDirectory": str(self.folder / "storage"),
+            "DicomAet": PACS_AE,
+            "DicomPort": self.port,
+            "DicomServerEnabled": True,
+            "HttpServerEnabled": False,
+            "DicomCheckCalledAet": False,
+            "DicomAlwaysAllowStore": True,
+            "DicomAlwaysAllowFind": True,
+            "DicomAlwaysAllowMove": True,
+            "UnknownSopClassAccepted": False,
+            "DicomModalities": {"reader": [READER_AE, "127.0.0.1", self.reader_port]},
+            "Plugins": [],
+        }
+        (self.folder / "orthanc.json").write_text(json.dumps(settings))
+        with (self.folder / "orthanc.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [self.program, str(self.folder / "orthanc.json")], stdout=log, stderr=log
+            )
+        until(lambda: listens(self.port), "Orthanc listens")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(30)
+            self.process = None
+
+    def find(self, level: str, **keys: str) -> list[Dataset]:
+        """C-FIND, Study Root."""
+        query = Dataset()
+        query.QueryRetrieveLevel = level
+        for keyword, value in keys.items():
+            setattr(query, keyword, value)
+        ae = AE(READER_AE)
+        ae.add_requested_context(STUDY_ROOT_FIND)
+        association = ae.associate("127.0.0.1", self.port, ae_title=PACS_AE)
+        assert association.is_established
+        try:
+            answers = list(association.send_c_find(query, STUDY_ROOT_FIND))
+        finally:
+            association.release()
+        assert answers[-1][0].Status == 0x0000
+        return [identifier for status, identifier in answers if status.Status in (0xFF00, 0xFF01)]
+
+    def held(self, study_uid: str) -> dict[str, int]:
+        """Modality → number of instances that the PACS has of a study."""
+        counts: dict[str, int] = {}
+        for series in self.find("SERIES", StudyInstanceUID=study_uid, SeriesInstanceUID="", Modality=""):
+            instances = self.find(
+                "IMAGE",
+                StudyInstanceUID=study_uid,
+                SeriesInstanceUID=series.SeriesInstanceUID,
+                SOPInstanceUID="",
+            )
+            counts[series.Modality] = counts.get(series.Modality, 0) + len(instances)
+        return counts
+
+    def move(self, movescu: str, study_uid: str, into: Path) -> list[Path]:
+        """C-MOVE a study by DCMTK's movescu, which receives the objects itself."""
+        into.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            [
+                movescu, "-S", "-aet", READER_AE, "-aec", PACS_AE, "-aem", READER_AE,
+                "+P", str(self.reader_port), "+xa", "-od", str(into),
+                "-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={study_uid}",
+                "127.0.0.1", str(self.port),
+            ],
+            check=True, capture_output=True, timeout=300,
+        )  # fmt: skip
+        return sorted(into.iterdir())
+
+
+@dataclass
+class Node:
+    """`dicomnode serve` as a process of its own."""
+
+    folder: Path
+    pacs_port: int
+    extra: str = ""
+    """More of config.toml."""
+    tick_s: float = 0.1
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def data_dir(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.toml"
+
+    def write_config(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(
+            f"""
+[node]
+ae_title = "{NODE_AE}"
+bind = "127.0.0.1"
+port = {self.port}
+data_dir = "{self.data_dir}"
+[[peers]]
+name = "modality"
+ae_title = "{MODALITY_AE}"
+[[peers]]
+name = "PACS"
+ae_title = "{PACS_AE}"
+host = "127.0.0.1"
+port = {self.pacs_port}
+[receive]
+min_free_gb = 0.1
+[assemble]
+quiet_s = 1.0
+max_wait_s = 2.0
+tick_s = {self.tick_s}
+[deliver]
+to = ["PACS"]
+first_retry_s = 0.5
+max_retry_s = 1.0
+[dose]
+device = "cpu"
+{self.extra}
+"""
+        )
+
+    def start(self) -> None:
+        self.write_config()
+        with (self.folder / "node.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dicomnode", "serve", "--config", str(self.config)],
+                stdout=log,
+                stderr=log,
+            )
+        until(lambda: self._alive() and listens(self.port), "the node listens", 60)
+
+    def _alive(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"the node ended: {self.log()[-2000:]}"
+        return True
+
+    def log(self) -> str:
+        return (self.folder / "node.log").read_text()
+
+    def kill(self) -> None:
+        """`kill -9`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(30)
+        self.process = None
+
+    def stop(self) -> int:
+        """SIGTERM. returns: the exit status."""
+        if self.process is None:
+            return 0
+        self.process.terminate()
+        status = self.process.wait(60)
+        self.process = None
+        return status
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Another dicomnode command with this node's config.toml."""
+        return subprocess.run(
+            [sys.executable, "-m", "dicomnode", *arguments, "--config", str(self.config)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env={**os.environ, "COLUMNS": "250"},
+        )
+
+    def case(self, study_uid: str) -> Case | None:
+        """What the ledger says of a study; None before it knows it."""
+        try:
+            ledger = Ledger(f"sqlite:///{self.data_dir / 'ledger.sqlite3'}")
+            try:
+                return next((c for c in ledger.cases() if c.study_instance_uid == study_uid), None)
+            finally:
+                ledger.close()
+        except LedgerUnavailable:
+            return None
+
+    def story(self, case_id: int) -> list[Transition]:
+        """Every transition of a case."""
+        ledger = Ledger(f"sqlite:///{self.data_dir / 'ledger.sqlite3'}")
+        try:
+            return ledger.story(case_id)
+        finally:
+            ledger.close()
+
+    def reaches(
+        self, study_uid: str, *states: State, timeout_s: float = 120.0, pause_s: float = 0.02
+    ) -> Case:
+        """Wait until a study's case is in one of `states`."""
+
+        def there() -> Case | None:
+            case = self.case(study_uid)
+            return case if case is not None and case.state in states else None
+
+        try:
+            found = until(there, f"{study_uid} becomes {'/'.join(states)}", timeout_s, pause_s)
+        except AssertionError as error:
+            raise AssertionError(
+                f"{error}; it is {self.case(study_uid)}; log: {self.log()[-3000:]}"
+            ) from None
+        assert isinstance(found, Case)
+        return found
+
+
+def push(storescu: str, port: int, files: Sequence[Path], *options: str) -> list[Path]:
+    """storescu. returns: the files that the node acknowledged with 0x0000."""
+    process = start_push(storescu, port, files, *options)
+    output = process.communicate(timeout=300)[0].decode(errors="replace")
+    return acknowledged(output, files)
+
+
+def start_push(storescu: str, port: int, files: Iterable[Path], *options: str) -> subprocess.Popen[bytes]:
+    """storescu in the background; its output tells what was acknowledged."""
+    return subprocess.Popen(
+        [
+            storescu, "-v", *options, "-aet", MODALITY_AE, "-aec", NODE_AE,
+            "127.0.0.1", str(port), *map(str, files),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "TCP_NODELAY": "1"},
+    )  # fmt: skip
+
+
+def acknowledged(output: str, files: Sequence[Path]) -> list[Path]:
+    """Files for which storescu reports a success, from its verbose output."""
+    by_name = {str(f): f for f in files}
+    accepted: list[Path] = []
+    current: Path | None = None
+    for line in output.splitlines():
+        sending = re.search(r"Sending file: (.*)$", line)
+        if sending:
+            current = by_name.get(sending.group(1).strip())
+        elif "Received Store Response (Success)" in line and current is not None:
+            accepted.append(current)
+            current = None
+    return accepted
