@@ -221,14 +221,23 @@ def _measurements(roi: RoiFindings, engine: str) -> Iterator[hd.sr.Measurement]:
 def _measured(
     roi: RoiFindings, name: Code, value: float, unit: Code, derivation: Code | None = None
 ) -> hd.sr.Measurement:
-    """A float32 becomes float64 before anything rounds it; NumericValue keeps 16 characters of that."""
+    """One figure of a region."""
     if not math.isfinite(value):
         what = name.meaning if derivation is None else f"{name.meaning}, {derivation.meaning}"
         raise InputRejected(
             f"{what} of the region {roi.name!r} is {value}",
             "Check CT and SPECT inside the region; a region without mass or activity must be left out",
         )
-    return hd.sr.Measurement(name=name, value=float(value), unit=unit, derivation=derivation)
+    measurement = hd.sr.Measurement(name=name, value=float(value), unit=unit, derivation=derivation)
+    _shorten(measurement[0])
+    return measurement
+
+
+def _shorten(item: NumContentItem) -> NumContentItem:
+    """What people read gets seven digits, more than any figure is worth; FloatingPointValue keeps all."""
+    measured = item.MeasuredValueSequence[0]
+    measured.NumericValue = f"{float(measured.FloatingPointValue):.7g}"
+    return item
 
 
 def _calculation(findings: Findings) -> ContainerContentItem:
@@ -250,7 +259,7 @@ def _administration(findings: Findings) -> Iterator[ContentItem]:
         yield DateTimeContentItem(v.ADMINISTRATION_START, dicom_datetime(findings.administered_at), _CONTAINS)
     if findings.fraction_found is not None:
         per_cent = 100.0 * float(findings.fraction_found)
-        yield NumContentItem(v.FRACTION_FOUND, per_cent, v.PERCENT, relationship_type=_CONTAINS)
+        yield _shorten(NumContentItem(v.FRACTION_FOUND, per_cent, v.PERCENT, relationship_type=_CONTAINS))
 
 
 def _source_items(findings: Findings) -> Iterator[ContentItem]:
@@ -342,7 +351,8 @@ def _key(item: Dataset) -> tuple[str, str]:
 
 
 def _value(item: Dataset) -> float:
-    return float(item.MeasuredValueSequence[0].NumericValue)
+    measured = item.MeasuredValueSequence[0]
+    return float(measured.get("FloatingPointValue", measured.NumericValue))
 
 
 def _text_of(group: Dataset, name: Code) -> str:
