@@ -36,7 +36,7 @@ from dicomnode.job import Job, Outcome
 from dicomnode.records import NewResult, NewRun
 from pipeline.acquisition import Administration
 from pipeline.ct import read_ct
-from pipeline.dataset import read_header, read_object
+from pipeline.dataset import read_header, read_object, seconds_between
 from pipeline.dose_rate import DoseRate
 from pipeline.dose_report import reported_administration
 from pipeline.dosimetry import Dosimetry, DosimetrySettings, Region, compute_dosimetry
@@ -48,6 +48,10 @@ from pipeline.volume import Grid
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
+
+# Header and dose report tell of the same administration: the dose calibrators and clocks of two systems.
+SAME_ACTIVITY_WITHIN = 0.05
+SAME_TIME_WITHIN_S = 3600.0
 
 # What an engine is called in words, and what it does about tissue (RTDOSE and SR say so).
 ALGORITHMS = {
@@ -149,12 +153,32 @@ def _administration(spect: SpectImage, job: Job) -> Administration:
         )
     told = spect.administration
     for report in reports:
+        _require_agreement(told, report)
         told = Administration(
             report.nuclide_name or told.nuclide_name,
             told.activity_bq if told.activity_bq is not None else report.activity_bq,
             told.administered_at if told.administered_at is not None else report.administered_at,
         )
     return told
+
+
+def _require_agreement(header: Administration, report: Administration) -> None:
+    """raises: InputRejected when the two tell of different administrations: no one may choose silently."""
+    doses, times = (
+        [getattr(told, name) for told in (header, report)] for name in ("activity_bq", "administered_at")
+    )
+    if None not in doses and abs(doses[0] - doses[1]) > SAME_ACTIVITY_WITHIN * max(doses):
+        raise InputRejected(
+            f"the SPECT's header says that {doses[0] / 1e6:.5g} MBq were administered, "
+            f"the dose report {doses[1] / 1e6:.5g} MBq",
+            "Correct the one that is wrong at its source, or `dicomnode discard` the dose report",
+        )
+    if None not in times and abs(seconds_between(times[0], times[1])) > SAME_TIME_WITHIN_S:
+        raise InputRejected(
+            f"the SPECT's header says that the administration began at {times[0]:%Y-%m-%d %H:%M}, "
+            f"the dose report at {times[1]:%Y-%m-%d %H:%M}",
+            "Correct the one that is wrong at its source, or `dicomnode discard` the dose report",
+        )
 
 
 # ── numbers to findings ──────────────────────────────────────────────────────────────────────────
@@ -181,10 +205,16 @@ def _findings(
         administered_bq=given.activity_bq,
         administered_at=given.administered_at,
         fraction_found=None if checked is None else checked.fraction,
-        notes=(*job.inputs.notes, *dosimetry.notes, *rois.problems),
+        # An engine's own notes stand beside its map.
+        notes=(*job.inputs.notes, *_common(dosimetry), *rois.problems),
         other_sources=tuple(sources.values()),
         predecessors=tuple(_predecessor(p, str(ct[0].StudyInstanceUID)) for p in job.predecessors),
     )
+
+
+def _common(dosimetry: Dosimetry) -> tuple[str, ...]:
+    by_engine = {note for map_ in dosimetry.maps for note in map_.notes}
+    return tuple(note for note in dosimetry.notes if note not in by_engine)
 
 
 def _engine_map(map_: DoseRate) -> EngineMap:

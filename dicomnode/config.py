@@ -27,6 +27,7 @@ AETitle = Annotated[
 ]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+Millimetres = Annotated[float, Field(gt=0, le=20)]
 Right = Literal["echo", "store"]
 Engine = Literal["dvk"]
 
@@ -115,7 +116,7 @@ class Dose(Section):
 
     engines: tuple[Engine, ...] = Field(("dvk",), min_length=1, description="one RTDOSE each")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: a GPU where there is one")
-    grid_spacing_mm: tuple[float, float, float] | None = Field(
+    grid_spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = Field(
         None, description="(z, y, x) of the dose grid; unset: the CT's own"
     )
     plausibility_limit: float = Field(
@@ -124,6 +125,13 @@ class Dose(Section):
     max_attempts: int = Field(3, ge=1, description="computing attempts before FAILED")
     timeout_s: Seconds = Field(1800.0, description="an attempt that takes longer is killed")
     memory_limit_gb: float | None = Field(None, gt=0, description="address space of an attempt; unset: none")
+
+    @field_validator("engines")
+    @classmethod
+    def _each_once(cls, engines: tuple[Engine, ...]) -> tuple[Engine, ...]:
+        if len(set(engines)) < len(engines):
+            raise ValueError("an engine is named twice")
+        return engines
 
 
 class Encode(Section):

@@ -10,6 +10,7 @@ from pydicom.errors import InvalidDicomError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from dicomnode import __version__
 from dicomnode.case_job import perform
 from dicomnode.config import Config
 from dicomnode.errors import ConfigurationError
@@ -31,10 +32,11 @@ def compute_folder(folder: Path, out: Path, config: Config, console: Console) ->
             f"{folder} must hold one study and holds {found}", "Give the folder of one study"
         )
     inputs = choose(headers, Preferences(config.assemble.prefer_ct, config.assemble.prefer_spect))
-    used = {*inputs.ct, *inputs.spect, *inputs.rois}
+    used = {*inputs.ct, *inputs.spect, *inputs.rois, *inputs.registrations, *inputs.dose_reports}
     sha256 = digest(h.text("SOPInstanceUID") for h in headers if h.path in used)
-    # The same files with the same settings give the same UIDs: computing twice makes no second object.
-    identity = hashlib.sha256(f"folder {studies[0]} {sha256} {config.sha256}".encode()).hexdigest()
+    # The same files, settings and version give the same UIDs: computing twice makes no second object.
+    made_from = f"folder {studies[0]} {sha256} {config.sha256} {__version__}"
+    identity = hashlib.sha256(made_from.encode()).hexdigest()
     with _progress(console) as bar:
         task = bar.add_task("start", total=1.0)
         outcome = perform(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,8 +31,12 @@ from pydicom.uid import (
 
 from dicomnode.errors import Incomplete, Rejected
 from dicomnode.records import Inputs
+from pipeline.acquisition import is_pet
 from pipeline.ct import ct_geometry
 from pipeline.errors import InputRejected
+from pipeline.lattice import box_corners
+from pipeline.nm import nm_geometry
+from pipeline.pet import pet_geometry
 
 SPECT_CLASSES = (NuclearMedicineImageStorage, PositronEmissionTomographyImageStorage)
 ROI_CLASSES = (RTStructureSetStorage, SegmentationStorage)
@@ -190,6 +195,8 @@ def _choose_ct(
             + ", ".join(sorted({s.first.text("FrameOfReferenceUID") or "none" for s in volumes})),
             "Send a Spatial Registration object that relates them, or the CT of the SPECT/CT session",
         )
+    # The CT of the session comes before one that a registration brought there.
+    same = [s for s in same if s.first.text("FrameOfReferenceUID") == frame] or same
     axial = [s for s in same if "ORIGINAL" in _list(s.first, "ImageType")] or same
     covering = _most_coverage(axial, spect)
     if len(covering) < len(volumes):
@@ -203,18 +210,32 @@ def _most_coverage(candidates: list[Series], spect: Series) -> list[Series]:
     """Those that reach over the largest part of the SPECT along the patient, within 2 %."""
     if len(candidates) == 1:
         return candidates
-    lengths = {s.uid: _length_mm(s) for s in candidates}
-    longest = max(lengths.values())
-    return [s for s in candidates if lengths[s.uid] >= 0.98 * longest]
+    field = _field_mm(spect)
+    covered = {s.uid: _covered_mm(s, spect, field) for s in candidates}
+    most = max(covered.values())
+    return [s for s in candidates if covered[s.uid] >= 0.98 * most]
 
 
-def _length_mm(series: Series) -> float:
-    positions = [h.dataset.get("ImagePositionPatient") for h in series.headers]
-    known = [[float(v) for v in p] for p in positions if p]
-    if len(known) < 2:
+def _field_mm(spect: Series) -> tuple[float, float]:
+    """From where to where the SPECT reaches along patient z; everything when its header does not tell."""
+    datasets = [h.dataset for h in spect.headers]
+    try:
+        stack = pet_geometry(datasets) if is_pet(datasets[0]) else nm_geometry(datasets[0])
+    except InputRejected:
+        return -math.inf, math.inf  # the reading of the SPECT says what is wrong with it
+    z = box_corners(stack.grid)[:, 2]
+    return float(z.min()), float(z.max())
+
+
+def _covered_mm(ct: Series, spect: Series, field: tuple[float, float]) -> float:
+    """Length of the SPECT that a CT covers; of a CT in another frame, at most its own length."""
+    positions = [h.dataset.get("ImagePositionPatient") for h in ct.headers]
+    z = [float(p[2]) for p in positions if p]
+    if len(z) < 2:
         return 0.0
-    spans = [max(axis) - min(axis) for axis in zip(*known, strict=True)]
-    return float(sum(s * s for s in spans) ** 0.5)
+    if ct.first.text("FrameOfReferenceUID") != spect.first.text("FrameOfReferenceUID"):
+        return min(max(z) - min(z), field[1] - field[0])
+    return max(min(max(z), field[1]) - max(min(z), field[0]), 0.0)
 
 
 def _check_stack(ct: Series) -> None:

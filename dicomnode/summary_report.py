@@ -233,11 +233,10 @@ def _measured(
     return measurement
 
 
-def _shorten(item: NumContentItem) -> NumContentItem:
+def _shorten(item: Dataset) -> None:
     """What people read gets seven digits, more than any figure is worth; FloatingPointValue keeps all."""
     measured = item.MeasuredValueSequence[0]
     measured.NumericValue = f"{float(measured.FloatingPointValue):.7g}"
-    return item
 
 
 def _calculation(findings: Findings) -> ContainerContentItem:
@@ -259,7 +258,9 @@ def _administration(findings: Findings) -> Iterator[ContentItem]:
         yield DateTimeContentItem(v.ADMINISTRATION_START, dicom_datetime(findings.administered_at), _CONTAINS)
     if findings.fraction_found is not None:
         per_cent = 100.0 * float(findings.fraction_found)
-        yield _shorten(NumContentItem(v.FRACTION_FOUND, per_cent, v.PERCENT, relationship_type=_CONTAINS))
+        found = NumContentItem(v.FRACTION_FOUND, per_cent, v.PERCENT, relationship_type=_CONTAINS)
+        _shorten(found)
+        yield found
 
 
 def _source_items(findings: Findings) -> Iterator[ContentItem]:

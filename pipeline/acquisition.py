@@ -18,6 +18,8 @@ from pipeline.decay import Nuclide, nuclide
 from pipeline.errors import InputRejected
 
 PET_IMAGE = "1.2.840.10008.5.1.4.1.1.128"
+DECAY_CORRECTION_WITHIN_S = 3600.0
+"""From the start of the acquisition: longer than any, and 1 % of Y-90's activity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,24 @@ def spect_reference_time(image: Dataset, camera: Camera) -> datetime:
     if camera.reference_time == "acquisition_start":
         return start
     return start + timedelta(seconds=rotation_of(image).duration_s / 2)
+
+
+def refuse_distant_decay_correction(image: Dataset) -> None:
+    """For NM, whose values are taken to hold for the acquisition.
+
+    The NM IOD has no attribute that says otherwise; workstations that correct to the administration borrow
+    those of PET, DecayCorrection (PS3.3 C.8.9.1) and DecayCorrectionDateTime.
+    raises: InputRejected when one of them names another instant.
+    """
+    remedy = (
+        "Export the reconstruction without decay correction, or corrected to the start of the acquisition"
+    )
+    correction = " ".join(texts(image, "DecayCorrection"))
+    if correction not in ("", "NONE", "START"):
+        raise InputRejected(f"DecayCorrection of {described(image)} is {correction!r}", remedy)
+    to = instant(image, "DecayCorrection")
+    if to is not None and abs(seconds_between(acquisition_start(image), to)) > DECAY_CORRECTION_WITHIN_S:
+        raise InputRejected(f"{described(image)} was decay-corrected to {to:%Y-%m-%d %H:%M}", remedy)
 
 
 @dataclass(frozen=True, slots=True)

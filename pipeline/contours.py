@@ -41,7 +41,9 @@ def fill(contours: Sequence[Points], grid: Grid) -> Mask:
 
     contours: (n, 3) each, patient (x, y, z) mm. A slice takes the contours of the plane nearest to it, if
     that lies within half a slice, or within half the distance between planes where they were drawn
-    further apart. Contours of different planes are never combined.
+    further apart. A slice just between two planes takes the lower, and one just at the reach of the lowest
+    none: as within a plane, what lies on the border belongs to one side only, and volumes have no bias.
+    Contours of different planes are never combined.
     raises: NotParallel for a contour that is not in a plane of slices.
     """
     mask = np.zeros(grid.shape, dtype=bool)
@@ -49,10 +51,11 @@ def fill(contours: Sequence[Points], grid: Grid) -> Mask:
     if not planes:
         return mask
     at = np.array(sorted(planes))
-    reach = max(0.5, float(np.median(np.diff(at))) / 2 if len(at) > 1 else 0.5) + _SAME_PLANE
+    reach = max(0.5, float(np.median(np.diff(at))) / 2 if len(at) > 1 else 0.5)
     for z in range(grid.shape[0]):
-        nearest = float(at[np.abs(at - z).argmin()])
-        if abs(nearest - z) <= reach:
+        distance = np.abs(at - (z - _SAME_PLANE))
+        nearest = float(at[distance.argmin()])
+        if distance.min() <= reach:
             mask[z] = polygon_fill([contour[:, 1:] for contour in planes[nearest]], grid.shape[1:])
     return mask
 

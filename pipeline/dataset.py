@@ -118,13 +118,13 @@ def stored_values(dataset: Dataset) -> NDArray[Any]:
 def instant(dataset: Dataset, of: str, clock: Dataset | None = None) -> datetime | None:
     """The moment that `of`DateTime, or `of`Date with `of`Time, names; None when neither is there.
 
-    of: ``Acquisition``, ``Series``. clock: the data set that holds the time zone, when `dataset` is
-    an item of a sequence.
+    of: ``Acquisition``, ``Series``; empty for the value of a DATETIME content item. clock: the data set
+        that holds the time zone, when `dataset` is an item of a sequence.
     """
     zone = _zone(dataset if clock is None else clock)
     date, time = dataset.get(f"{of}Date"), dataset.get(f"{of}Time")
     stamp = dataset.get(f"{of}DateTime") or (f"{date}{time}" if date and time else None)
-    return _moment(str(stamp), zone, f"{of} time", clock or dataset) if stamp else None
+    return _moment(str(stamp), zone, f"{of} time".strip(), clock or dataset) if stamp else None
 
 
 def seconds_between(start: datetime, end: datetime) -> float:

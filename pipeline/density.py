@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from pipeline.errors import InputRejected
 from pipeline.volume import Volume
 
+MOST_DENSE_G_PER_CM3 = 23.0
+"""Denser than any element: such a curve is in another unit (kg/m3), and doses would be 1000 times low."""
+
 Curve = Sequence[Sequence[float]]
 
 SCHNEIDER_2000: tuple[tuple[float, float], ...] = (
@@ -51,7 +54,7 @@ def checked_curve(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64
     """The curve as two arrays, HU and g/cm³.
 
     raises: InputRejected naming the points at fault: fewer than two, CT numbers that do not ascend,
-        a density that is negative or no number.
+        a density that is negative, no number, or denser than any element.
     """
     remedy = "Give [density] curve as [[HU, g_per_cm3], ...] with ascending HU"
     if len(curve) < 2 or any(len(point) != 2 for point in curve):
@@ -60,6 +63,8 @@ def checked_curve(curve: Curve) -> tuple[NDArray[np.float64], NDArray[np.float64
     for point, value in zip(curve, density, strict=True):
         if not np.all(np.isfinite(point)) or value < 0:
             raise InputRejected(f"the density curve's point {list(point)} is not a density", remedy)
+        if value > MOST_DENSE_G_PER_CM3:
+            raise InputRejected(f"the density curve's point {list(point)} is not in g/cm3", remedy)
     for before, after in itertools.pairwise(curve):
         if after[0] <= before[0]:
             raise InputRejected(

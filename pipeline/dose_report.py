@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.valuerep import DT
 
 from pipeline.acquisition import Administration
-from pipeline.dataset import described, items
+from pipeline.dataset import described, instant, items
 from pipeline.decay import nuclide
 from pipeline.errors import InputRejected
 
@@ -27,8 +25,10 @@ _BQ = {"Bq": 1.0, "kBq": 1e3, "MBq": 1e6, "GBq": 1e9}
 def reported_administration(report: Dataset) -> Administration:
     """What a dose report says was given.
 
-    raises: InputRejected when it reports more than one administration, or activity in a unit that is
-        no activity.
+    A nuclide that the node does not compute keeps its own name, so that nobody takes the activity of
+    another administration for that of the one that was imaged.
+    raises: InputRejected when it reports more than one administration or nuclide, activity in a unit that
+        is no activity, or a start that is no date and time.
     """
     content = list(_walk(report))
     activities = [item for item in content if _code(item, "ConceptNameCodeSequence") == ADMINISTERED_ACTIVITY]
@@ -38,7 +38,7 @@ def reported_administration(report: Dataset) -> Administration:
             "Send the report of the administration that was imaged",
         )
     return Administration(
-        _nuclide(content),
+        _nuclide(content, report),
         _activity_bq(activities[0], report) if activities else None,
         _start(content, report),
     )
@@ -56,33 +56,34 @@ def _activity_bq(item: Dataset, report: Dataset) -> float:
 
 
 def _start(content: list[Dataset], report: Dataset) -> datetime | None:
-    values: list[Any] = [
-        item.get("DateTime")
+    starts = (item for item in content if _code(item, "ConceptNameCodeSequence") == START_DATE_TIME)
+    # A DATETIME item holds its value in DateTime (PS3.3 C.17.3); the zone stands in the report.
+    return next((at for item in starts if (at := instant(item, "", clock=report)) is not None), None)
+
+
+def _nuclide(content: list[Dataset], report: Dataset) -> str:
+    codes = [
+        next(iter(items(item, "ConceptCodeSequence")), Dataset())
         for item in content
-        if _code(item, "ConceptNameCodeSequence") == START_DATE_TIME and item.get("DateTime")
+        if _code(item, "ConceptNameCodeSequence") in RADIONUCLIDE
     ]
-    if not values:
-        return None
-    try:
-        value = DT(values[0])
-    except ValueError:
+    names = {name for code in codes if (name := _name(code))}
+    if len(names) > 1:
         raise InputRejected(
-            f"{described(report)} has the start {values[0]!r}", "Correct the dose report"
-        ) from None
-    return None if value is None else datetime.fromisoformat(value.isoformat())
+            f"{described(report)} reports {len(names)} nuclides: {', '.join(sorted(names))}",
+            "Send the report of the administration that was imaged",
+        )
+    return names.pop() if names else ""
 
 
-def _nuclide(content: list[Dataset]) -> str:
-    for item in content:
-        if _code(item, "ConceptNameCodeSequence") not in RADIONUCLIDE:
+def _name(code: Dataset) -> str:
+    spellings = [str(code.get(keyword) or "") for keyword in ("CodeValue", "CodeMeaning")]
+    for spelling in spellings:
+        try:
+            return nuclide(spelling).name
+        except InputRejected:
             continue
-        code = next(iter(items(item, "ConceptCodeSequence")), Dataset())
-        for spelling in (str(code.get("CodeValue", "")), str(code.get("CodeMeaning", ""))):
-            try:
-                return nuclide(spelling).name
-            except InputRejected:
-                continue
-    return ""
+    return next(filter(None, reversed(spellings)), "")
 
 
 def _walk(item: Dataset) -> Iterator[Dataset]:

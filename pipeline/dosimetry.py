@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.acquisition import Administration
 from pipeline.body import body_mask
+from pipeline.ct import AIR_HU
 from pipeline.dataset import seconds_between
 from pipeline.density import hu_to_density
 from pipeline.dose_rate import AIR_BELOW_G_PER_CM3, DoseRate, engine
@@ -28,7 +29,13 @@ from pipeline.lattice import active_box, coarser, crop_box, field_of_view, recut
 from pipeline.plausibility import Plausibility, plausibility
 from pipeline.rois import Roi
 from pipeline.spect import SpectImage
-from pipeline.volume import Triple, Volume
+from pipeline.volume import Grid, Triple, Volume
+
+LITTLE_FOUND = 0.01
+"""Part of the expected activity below which the results say so: no limit, for excretion has none."""
+
+UNSEEN_FROM = 0.01
+"""Part of a region outside the SPECT's field from which on the results say so."""
 
 Mask = NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
@@ -104,14 +111,25 @@ def compute_dosimetry(
     notes = list(spect.notes)
     checked = _plausible(spect, given, settings.plausibility_limit, notes)
     progress("density", 0.0)
-    hu, drawn = _on_dose_grid(hu, rois, settings.grid_spacing_mm)
-    density = hu_to_density(hu, settings.curve)
+    # Found where the CT is sharp: a thin chest wall would open on a coarse grid, and the lungs fall out.
     body = body_mask(hu)
+    hu, body, drawn = _on_dose_grid(hu, body, rois, settings.grid_spacing_mm)
+    density = hu_to_density(hu, settings.curve)
     progress("activity onto the CT", 0.15)
     lattice = union_grid(hu.grid, active_box(spect.activity))
     activity, resampling = activity_onto(spect.activity, lattice, hu.grid)
     _note_outside(resampling, notes)
-    field = field_of_view(spect.activity.grid, hu.grid) & (density.array >= AIR_BELOW_G_PER_CM3)
+    seen = field_of_view(spect.activity.grid, hu.grid)
+    _note_unseen(
+        seen, [("body", body), *((f"ROI {r.name!r}", m) for r, m in zip(rois, drawn, strict=True))], notes
+    )
+    # Of the body alone: the table and what lies on it are no patient.
+    field = seen & body & (density.array >= AIR_BELOW_G_PER_CM3)
+    if not field.any():
+        raise InputRejected(
+            "the SPECT's field of view holds no part of the body",
+            "Check that SPECT and CT are of one session and that the positions in both headers are right",
+        )
     box = _enclosing([crop_box(body), *(crop_box(mask) for mask in drawn)])
     # Only what is reported is computed: the density's grid tells an engine where.
     density = density.boxed(box)
@@ -140,24 +158,41 @@ def _maps(
     return tuple(maps)
 
 
-def _on_dose_grid(hu: Volume, rois: Sequence[Roi], spacing_mm: Triple | None) -> tuple[Volume, list[Mask]]:
-    """CT and ROIs on the grid that doses are computed on.
+def _on_dose_grid(
+    hu: Volume, body: Mask, rois: Sequence[Roi], spacing_mm: Triple | None
+) -> tuple[Volume, Mask, list[Mask]]:
+    """CT, body and ROIs on the grid that doses are computed on.
 
-    A voxel belongs to an ROI when at least half of it does.
+    A voxel belongs to a region when at least half of it does.
     """
-    masks = [roi.mask for roi in rois]
     if spacing_mm is None:
-        return hu, masks
+        return hu, body, [roi.mask for roi in rois]
     grid = coarser(hu.grid, spacing_mm)
-    shares = (resample(Volume(mask.astype(np.float32), hu.grid, "1"), grid) for mask in masks)
-    coarse = [share.array >= 0.5 for share in shares]
+
+    def on_grid(mask: Mask) -> Mask:
+        share = resample(Volume(mask.astype(np.float32), hu.grid, "1"), grid)
+        return np.asarray(share.array >= 0.5)
+
+    coarse = [on_grid(roi.mask) for roi in rois]
     for roi, mask in zip(rois, coarse, strict=True):
         if not mask.any():
             raise InputRejected(
                 f"the ROI {roi.name!r} is smaller than a voxel of the dose grid ({spacing_mm} mm)",
                 "Set a finer [dose] grid_spacing_mm, or discard that ROI",
             )
-    return resample(hu, grid, outside=-1000.0), coarse
+    return _within_ct(hu, grid), on_grid(body), coarse
+
+
+def _within_ct(hu: Volume, grid: Grid) -> Volume:
+    """CT numbers on a coarser lattice: the mean of that part of each voxel that the CT covers.
+
+    The lattice sticks out of the CT by a part of a voxel; blended with air there, tissue at the end slices
+    would be too thin, and its dose rate too high.
+    """
+    covered = resample(hu.with_array(np.ones_like(hu.array), "1"), grid).array
+    ct_numbers = np.full(grid.shape, AIR_HU, np.float32)
+    np.divide(resample(hu, grid).array, covered, out=ct_numbers, where=covered > 0)
+    return Volume(ct_numbers, grid, hu.unit)
 
 
 def _enclosing(boxes: Sequence[Box]) -> Box:
@@ -182,7 +217,13 @@ def _plausible(
             "Correct the radionuclide in the dose report or in the SPECT's header",
         )
     hours = seconds_between(given.administered_at, spect.reference_time) / 3600.0
-    return plausibility(spect.activity_bq, given.activity_bq, hours, spect.nuclide, limit)
+    checked = plausibility(spect.activity_bq, given.activity_bq, hours, spect.nuclide, limit)
+    if checked.fraction < LITTLE_FOUND:
+        notes.append(
+            f"little of the administered activity was found: {checked}. It may have left the patient or lie "
+            "outside the field; a wrong sensitivity, duration or unit looks the same"
+        )
+    return checked
 
 
 def _note_outside(report: ResamplingReport, notes: list[str]) -> None:
@@ -192,6 +233,17 @@ def _note_outside(report: ResamplingReport, notes: list[str]) -> None:
             f"{report.outside_ct_mbq:.4g} MBq ({share:.1%} of the SPECT's activity) lie outside the CT; "
             "they give their photon dose inside it"
         )
+
+
+def _note_unseen(seen: Mask, regions: Sequence[tuple[str, Mask]], notes: list[str]) -> None:
+    """seen: what the SPECT covers. A region beyond it has a dose rate, and one that is too low."""
+    for name, mask in regions:
+        share = 1.0 - float(seen[mask].mean())
+        if share >= UNSEEN_FROM:
+            notes.append(
+                f"{share:.1%} of the {name} lie outside the SPECT's field of view, where activity is not "
+                "known and counts as none: dose rates there are too low"
+            )
 
 
 def _regions(

@@ -21,6 +21,7 @@ from pipeline.acquisition import (
     is_pet,
     nuclide_of,
     pet_times,
+    refuse_distant_decay_correction,
     require_corrected,
     spect_reference_time,
 )
@@ -178,11 +179,16 @@ def _times(headers: Sequence[Dataset], camera: Camera) -> tuple[datetime, dateti
     if is_pet(headers[0]):
         times = pet_times(headers, camera)
         return times.corrected_to, times.reference
+    refuse_distant_decay_correction(headers[0])
     reference = spect_reference_time(headers[0], camera)
     return reference, reference
 
 
 def _notes(image: Dataset) -> tuple[str, ...]:
-    if not is_pet(image) and "DECY" in texts(image, "CorrectedImage"):
-        return ("the camera corrected for decay during the acquisition (CorrectedImage DECY)",)
+    silent = not is_pet(image) and not texts(image, "DecayCorrection")
+    if silent and "DECY" in texts(image, "CorrectedImage"):
+        return (
+            "the camera corrected for decay (CorrectedImage DECY) and does not say to which instant; "
+            "the reference time is taken",
+        )
     return ()

@@ -160,3 +160,26 @@ def test_an_object_without_patient_id_is_rejected(study: list[Header]) -> None:
 
 def test_the_digest_follows_the_objects_and_not_their_order() -> None:
     assert digest(["1.2", "1.3"]) == digest(["1.3", "1.2"]) != digest(["1.2", "1.4"])
+
+
+def test_a_longer_ct_that_does_not_reach_the_spect_is_left_aside(study: list[Header]) -> None:
+    """A thorax CT of the same session: longer than the CT of the SPECT, and above it."""
+    ct = of(study, "CT")
+    thorax = another_series([*ct, *ct], SeriesDescription="CT thorax")
+    for k, header in enumerate(thorax):
+        header.dataset.ImagePositionPatient = [-126.0, -126.0, 300.0 + 5.0 * k]
+    assert set(choose([*study, *thorax], NO_PREFERENCE).ct) == {h.path for h in ct}
+
+
+def test_two_cts_that_cover_the_spect_alike_are_a_tie(study: list[Header]) -> None:
+    """However much longer one of them is: the preference decides, not the length beyond the SPECT."""
+    ct = of(study, "CT")
+    whole = another_series([*ct, *ct], SeriesDescription="CT whole body")
+    for k, header in enumerate(whole):
+        header.dataset.ImagePositionPatient = [-126.0, -126.0, -120.0 + 5.0 * k]
+    short = another_series([*ct, *ct], SeriesDescription="CT whole trunk")
+    for k, header in enumerate(short):
+        header.dataset.ImagePositionPatient = [-126.0, -126.0, -110.0 + 5.0 * k]
+    with pytest.raises(Rejected, match="2 CT series fit"):
+        choose([*study, *whole, *short], NO_PREFERENCE)
+    assert len(choose([*study, *whole, *short], Preferences(ct=("*trunk",))).ct) == 48
