@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -31,6 +30,8 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from tests.bench.machine import machine
 
 SLICES = 600
 ROWS = COLUMNS = 512
@@ -74,7 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--slices", type=int, default=SLICES)
     parser.add_argument("--write", type=Path, help="also write the page, for example docs/bench-receive.md")
-    parser.add_argument("--machine", default=_machine(), help="how the page describes the machine")
+    parser.add_argument("--machine", default=machine(), help="how the page describes the machine")
     parser.add_argument("--date", default=datetime.now(UTC).date().isoformat())
     parser.add_argument("--serve", nargs=2, metavar=("FOLDER", "PORT"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -241,13 +242,6 @@ def _peak_rss_mb(pid: int) -> float:
 
 def _program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
-
-
-def _machine() -> str:
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    vectors = ", AVX-512" if "avx512f" in flags else ""
-    return f"{os.cpu_count()}-core {platform.machine()}{vectors}, {round(memory_gib)} GiB"
 
 
 # ── the page ─────────────────────────────────────────────────────────────────────────────────────
