@@ -6,19 +6,22 @@ activity (113507 DCM) in MBq by UCUM, Radiopharmaceutical Start DateTime (123003
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from pydicom.dataset import Dataset
 
 from pipeline.acquisition import Administration
-from pipeline.dataset import described, instant, items
+from pipeline.dataset import described, instant, items, seconds_between
 from pipeline.decay import nuclide
 from pipeline.errors import InputRejected
 
 ADMINISTERED_ACTIVITY = ("113507", "DCM")
 START_DATE_TIME = ("123003", "DCM")
 RADIONUCLIDE = (("C-10072", "SRT"), ("89457008", "SCT"))
+# Header and dose report tell of the same administration: the dose calibrators and clocks of two systems.
+SAME_ACTIVITY_WITHIN = 0.05
+SAME_TIME_WITHIN_S = 3600.0
 _BQ = {"Bq": 1.0, "kBq": 1e3, "MBq": 1e6, "GBq": 1e9}
 
 
@@ -42,6 +45,46 @@ def reported_administration(report: Dataset) -> Administration:
         _activity_bq(activities[0], report) if activities else None,
         _start(content, report),
     )
+
+
+def administered(header: Administration, reports: Sequence[Dataset]) -> Administration:
+    """What the SPECT's header says was given, completed by the dose report.
+
+    raises: InputRejected when the two contradict each other, or several reports came.
+    """
+    if len(reports) > 1:
+        raise InputRejected(
+            f"{len(reports)} Radiopharmaceutical Radiation Dose reports came with the study",
+            "`dicomnode discard` those of other administrations",
+        )
+    told = header
+    for report in map(reported_administration, reports):
+        _require_agreement(told, report)
+        told = Administration(
+            report.nuclide_name or told.nuclide_name,
+            told.activity_bq if told.activity_bq is not None else report.activity_bq,
+            told.administered_at if told.administered_at is not None else report.administered_at,
+        )
+    return told
+
+
+def _require_agreement(header: Administration, report: Administration) -> None:
+    """raises: InputRejected when the two tell of different administrations: no one may choose silently."""
+    doses, times = (
+        [getattr(told, name) for told in (header, report)] for name in ("activity_bq", "administered_at")
+    )
+    if None not in doses and abs(doses[0] - doses[1]) > SAME_ACTIVITY_WITHIN * max(doses):
+        raise InputRejected(
+            f"the SPECT's header says that {doses[0] / 1e6:.5g} MBq were administered, "
+            f"the dose report {doses[1] / 1e6:.5g} MBq",
+            "Correct the one that is wrong at its source, or `dicomnode discard` the dose report",
+        )
+    if None not in times and abs(seconds_between(times[0], times[1])) > SAME_TIME_WITHIN_S:
+        raise InputRejected(
+            f"the SPECT's header says that the administration began at {times[0]:%Y-%m-%d %H:%M}, "
+            f"the dose report at {times[1]:%Y-%m-%d %H:%M}",
+            "Correct the one that is wrong at its source, or `dicomnode discard` the dose report",
+        )
 
 
 def _activity_bq(item: Dataset, report: Dataset) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.acquisition import Administration
-from pipeline.body import body_mask
+from pipeline.body import Body, find_body
 from pipeline.ct import AIR_HU
 from pipeline.dataset import seconds_between
 from pipeline.density import hu_to_density
@@ -56,6 +56,7 @@ class DosimetrySettings:
 
     grid_spacing_mm: (z, y, x) of the dose grid, never finer than the CT; None: the CT's own.
     plausibility_limit: largest accepted (found / administered) activity.
+    max_outside_ct: largest accepted part of the SPECT's activity that lies outside the CT's box.
     """
 
     curve: Sequence[Sequence[float]]
@@ -63,6 +64,7 @@ class DosimetrySettings:
     device: str = "cpu"
     grid_spacing_mm: Triple | None = None
     plausibility_limit: float = 1.10
+    max_outside_ct: float = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +80,10 @@ class Region:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dosimetry:
-    """Everything that was found. All maps and masks lie on one dose grid, the body's box.
+    """Everything that was found. All maps and masks lie on one dose grid.
+
+    It is the box of the body, of what tissue lies apart from it (arms: they get a dose too, and a reader of
+    the map looks there) and of the ROIs. The figures of the region Body are of the body alone.
 
     maps: mGy/h at `reference_time`. density: g/cm³. activity: Bq/mL. plausibility: None when the
     administered activity is not known. notes: what a reader of the results should know.
@@ -112,12 +117,15 @@ def compute_dosimetry(
     checked = _plausible(spect, given, settings.plausibility_limit, notes)
     progress("density", 0.0)
     # Found where the CT is sharp: a thin chest wall would open on a coarse grid, and the lungs fall out.
-    body = body_mask(hu)
-    hu, body, drawn = _on_dose_grid(hu, body, rois, settings.grid_spacing_mm)
+    found = find_body(hu)
+    _note_apart(found, hu.grid, notes)
+    hu, found, drawn = _on_dose_grid(hu, found, rois, settings.grid_spacing_mm)
+    body = found.mask
     density = hu_to_density(hu, settings.curve)
     progress("activity onto the CT", 0.15)
     lattice = union_grid(hu.grid, active_box(spect.activity))
     activity, resampling = activity_onto(spect.activity, lattice, hu.grid)
+    _require_overlap(resampling, settings.max_outside_ct)
     _note_outside(resampling, notes)
     seen = field_of_view(spect.activity.grid, hu.grid)
     _note_unseen(
@@ -130,7 +138,8 @@ def compute_dosimetry(
             "the SPECT's field of view holds no part of the body",
             "Check that SPECT and CT are of one session and that the positions in both headers are right",
         )
-    box = _enclosing([crop_box(body), *(crop_box(mask) for mask in drawn)])
+    apart = [] if found.apart is None else [found.apart]
+    box = _enclosing([crop_box(mask) for mask in (body, *apart, *drawn)])
     # Only what is reported is computed: the density's grid tells an engine where.
     density = density.boxed(box)
     maps = _maps(activity, density, spect, settings, progress)
@@ -159,8 +168,8 @@ def _maps(
 
 
 def _on_dose_grid(
-    hu: Volume, body: Mask, rois: Sequence[Roi], spacing_mm: Triple | None
-) -> tuple[Volume, Mask, list[Mask]]:
+    hu: Volume, body: Body, rois: Sequence[Roi], spacing_mm: Triple | None
+) -> tuple[Volume, Body, list[Mask]]:
     """CT, body and ROIs on the grid that doses are computed on.
 
     A voxel belongs to a region when at least half of it does.
@@ -180,7 +189,11 @@ def _on_dose_grid(
                 f"the ROI {roi.name!r} is smaller than a voxel of the dose grid ({spacing_mm} mm)",
                 "Set a finer [dose] grid_spacing_mm, or discard that ROI",
             )
-    return _within_ct(hu, grid), on_grid(body), coarse
+    apart = None if body.apart is None else on_grid(body.apart)
+    # On a very coarse grid an arm may fill no voxel by half: nothing is left to enclose.
+    if apart is not None and not apart.any():
+        apart = None
+    return _within_ct(hu, grid), Body(on_grid(body.mask), apart), coarse
 
 
 def _within_ct(hu: Volume, grid: Grid) -> Volume:
@@ -224,6 +237,26 @@ def _plausible(
             "outside the field; a wrong sensitivity, duration or unit looks the same"
         )
     return checked
+
+
+def _note_apart(found: Body, grid: Grid, notes: list[str]) -> None:
+    if found.apart is not None:
+        volume_ml = float(found.apart.sum()) * grid.voxel_volume_ml
+        notes.append(
+            f"tissue of {volume_ml:.0f} mL lies apart from the body (arms?): the dose map shows it, but the "
+            "figures of the region Body leave it out"
+        )
+
+
+def _require_overlap(report: ResamplingReport, limit: float) -> None:
+    share = report.outside_ct_mbq / report.total_mbq
+    if share > limit:
+        raise InputRejected(
+            f"SPECT and CT overlap too little: {report.within_ct_mbq:.4g} MBq lie inside the CT and "
+            f"{report.outside_ct_mbq:.4g} MBq ({share:.1%}) outside; at most {limit:.1%} may",
+            "Check that SPECT and CT are of one session and bed position and that the positions in both "
+            "headers are right; where the CT shows a part of the patient on purpose, raise max_outside_ct",
+        )
 
 
 def _note_outside(report: ResamplingReport, notes: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from io import BytesIO
 
@@ -13,7 +14,13 @@ from pydicom.sr.coding import Code
 from pydicom.uid import RadiopharmaceuticalRadiationDoseSRStorage
 
 from pipeline.acquisition import Administration
-from pipeline.dose_report import ADMINISTERED_ACTIVITY, RADIONUCLIDE, START_DATE_TIME, reported_administration
+from pipeline.dose_report import (
+    ADMINISTERED_ACTIVITY,
+    RADIONUCLIDE,
+    START_DATE_TIME,
+    administered,
+    reported_administration,
+)
 from pipeline.errors import InputRejected
 from tests.pipeline.datasets import code, instance, item
 
@@ -65,7 +72,7 @@ def assays() -> list[Dataset]:
 
 def report(*event: Dataset, **values: object) -> Dataset:
     """Written and read again, as it comes from a PACS. event: content of the administration."""
-    administered = content(
+    container = content(
         "CONTAINER", coded(codes.DCM.RadiopharmaceuticalAdministration), ContentSequence=list(event)
     )
     dataset = instance(
@@ -73,7 +80,7 @@ def report(*event: Dataset, **values: object) -> Dataset:
         "SR",
         ValueType="CONTAINER",
         ConceptNameCodeSequence=[coded(codes.DCM.RadiopharmaceuticalRadiationDoseReport)],
-        ContentSequence=[administered],
+        ContentSequence=[container],
         **values,
     )
     file = BytesIO()
@@ -184,3 +191,45 @@ def test_a_date_alone_is_no_start(value: str) -> None:
     """Midnight would be a guess: up to a day, 10 % of Lu-177 and 23 % of Y-90."""
     with pytest.raises(InputRejected, match=f"is '{value}', which is no date and time"):
         reported_administration(report(start(value), activity()))
+
+
+GIVEN = Administration("Lu-177", 7.4125e9, datetime(2024, 3, 4, 10, 15, 30))
+
+
+def test_the_report_completes_what_the_header_leaves_out() -> None:
+    told = administered(Administration("Lu-177"), [report(agent(), start(), activity())])
+    assert (told.nuclide_name, told.activity_bq, told.administered_at) == (
+        "Lu-177",
+        7.4125e9,
+        datetime(2024, 3, 4, 10, 15, 30),
+    )
+
+
+def test_without_a_report_the_header_stands() -> None:
+    assert administered(GIVEN, []) == GIVEN
+
+
+def test_header_and_report_that_agree_within_their_clocks_are_one_administration() -> None:
+    header = replace(GIVEN, activity_bq=7.3e9, administered_at=datetime(2024, 3, 4, 10, 0))
+    assert administered(header, [report(agent(), start(), activity())]) == header
+
+
+@pytest.mark.parametrize(
+    ("header", "text"),
+    [
+        (replace(GIVEN, activity_bq=3.7e8), "370 MBq were administered, the dose report 7412.5 MBq"),
+        (
+            replace(GIVEN, administered_at=datetime(2024, 3, 3, 10, 15)),
+            "the administration began at 2024-03-03",
+        ),
+    ],
+)
+def test_header_and_report_that_contradict_each_other_are_rejected(header: Administration, text: str) -> None:
+    with pytest.raises(InputRejected, match=text) as caught:
+        administered(header, [report(agent(), start(), activity())])
+    assert "discard" in caught.value.remedy
+
+
+def test_several_reports_are_rejected() -> None:
+    with pytest.raises(InputRejected, match="2 Radiopharmaceutical Radiation Dose reports"):
+        administered(GIVEN, [report(agent(), start(), activity())] * 2)

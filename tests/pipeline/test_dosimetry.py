@@ -166,8 +166,12 @@ def two_sources() -> Volume:
     return Volume(inside.array + outside.array, LONG, "Bq/mL")
 
 
+PART_OF_A_PATIENT = replace(SETTINGS, max_outside_ct=0.8)
+
+
 def test_activity_outside_the_ct_still_gives_its_photon_dose_inside() -> None:
-    both, alone = computed(two_sources()), computed(voxel_source((45, 20, 20), 1.0, LONG))
+    both = computed(two_sources(), settings=PART_OF_A_PATIENT)
+    alone = computed(voxel_source((45, 20, 20), 1.0, LONG))
     photons = (rate(both).array - rate(alone).array)[:6, 18:23, 18:23].mean(axis=(1, 2))
     radius, energy = shells(LUTETIUM)
     for z, found in enumerate(photons):
@@ -181,7 +185,7 @@ def test_activity_outside_the_ct_still_gives_its_photon_dose_inside() -> None:
 
 
 def test_the_results_say_how_much_lies_outside_the_ct() -> None:
-    found = computed(two_sources())
+    found = computed(two_sources(), settings=PART_OF_A_PATIENT)
     assert found.resampling.total_mbq == pytest.approx(4.0, rel=1e-4)
     assert found.resampling.outside_ct_mbq == pytest.approx(3.0, rel=1e-4)
     assert any("3 MBq (75.0% of the SPECT's activity) lie outside the CT" in note for note in found.notes)
@@ -190,9 +194,17 @@ def test_the_results_say_how_much_lies_outside_the_ct() -> None:
 
 def test_what_lies_outside_counts_in_the_plausibility() -> None:
     given = Administration("Lu-177", 5e6, NOON)
-    found = compute_dosimetry(block(), emission(two_sources()), (), given, SETTINGS)
+    found = compute_dosimetry(block(), emission(two_sources()), (), given, PART_OF_A_PATIENT)
     assert found.plausibility is not None
     assert found.plausibility.fraction == pytest.approx(0.8, rel=1e-4)
+
+
+def test_a_study_with_most_of_its_activity_outside_the_ct_is_held_with_both_numbers() -> None:
+    with pytest.raises(
+        InputRejected, match=r"1 MBq lie inside the CT and 3 MBq \(75\.0%\) outside; at most 50"
+    ) as failure:
+        computed(two_sources())
+    assert "one session" in failure.value.remedy
 
 
 # ── what the SPECT does not see ──────────────────────────────────────────────────────────────────
@@ -296,6 +308,29 @@ def test_an_roi_outside_the_body_widens_the_box() -> None:
     (index,) = np.argwhere(region.mask)
     np.testing.assert_allclose(rate(found).grid.positions(index), CT.positions((3, 2, 37)), atol=1e-6)
     assert region.statistics["dvk"].mean == 0.0  # it lies in air
+
+
+def with_arms() -> Volume:
+    """A trunk of 22 x 22 voxels and two arms of 6 x 6, apart from it by three of air."""
+    hu = block(margin=9)
+    hu.array[:, 17:23, 0:6] = hu.array[:, 17:23, 34:40] = 0.0
+    return hu
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, replace(SETTINGS, grid_spacing_mm=(8.0, 8.0, 8.0))])
+def test_arms_are_in_the_map_but_not_in_the_bodys_figures_and_the_results_say_so(
+    settings: DosimetrySettings,
+) -> None:
+    found = computed(uniform(1e5), with_arms(), settings=settings)
+    trunk = computed(uniform(1e5), block(margin=9), settings=settings)
+    (note,) = (note for note in found.notes if "apart from the body" in note)
+    assert note.startswith(f"tissue of {2 * 30 * 36 * 0.064:.0f} mL lies apart from the body (arms?)")
+    assert rate(found).grid.shape[2] * rate(found).grid.spacing_mm[2] == 160.0
+    middle = rate(found).grid.shape[0] // 2, rate(found).grid.shape[1] // 2
+    assert rate(found).array[middle[0], middle[1], 1] > 0.0
+    figures = named(found, "Body").statistics["dvk"]
+    assert figures.volume_ml == pytest.approx(named(trunk, "Body").statistics["dvk"].volume_ml)
+    assert not any("apart from the body" in note for note in trunk.notes)
 
 
 # ── moved and tilted SPECT ───────────────────────────────────────────────────────────────────────
@@ -405,7 +440,8 @@ def test_a_coarser_dose_grid_keeps_roi_means_to_3_and_energy_to_1_per_cent() -> 
 
 def test_tissue_at_the_end_slices_stays_tissue_on_a_coarser_grid() -> None:
     """The coarse lattice sticks out of the CT there: air would thin the tissue and raise its dose rate."""
-    found = computed(uniform(1e5, FINE.boxed((-9, -9, -9), (62, 78, 78))), block(FINE), settings=coarse())
+    around = uniform(1e5, FINE.boxed((-9, -9, -9), (62, 78, 78)))  # 57 % of it outside the CT
+    found = computed(around, block(FINE), settings=replace(coarse(), max_outside_ct=0.6))
     assert rate(found).grid.shape == (27, 24, 24)
     np.testing.assert_allclose(found.density.array, 1.04, rtol=1e-5)
     profile = rate(found).array[:, 12, 12]
