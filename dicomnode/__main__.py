@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from dicomnode.config import Config, load
 from dicomnode.errors import ConfigurationError, NodeError
 from dicomnode.states import Event, State
 from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from dicomnode.ledger import Ledger
 
 app = typer.Typer(
     help="A DICOM node for radionuclide therapy: SPECT/CT in, voxel dose-rate maps back to PACS.",
@@ -79,20 +82,18 @@ def cases(
     ] = None,
 ) -> None:
     """List the cases."""
-    from dicomnode.ledger import Ledger
     from dicomnode.show import case_list
 
-    ledger = Ledger.open(_load(config).node.ledger_url)
+    ledger = _ledger(_load(config))
     out.print(case_list(ledger.cases(*(state or ()))))
 
 
 @app.command()
 def show(case: CaseArgument, config: ConfigOption = None) -> None:
     """Tell the story of one case: what came, what was decided and why, what was sent, what to do."""
-    from dicomnode.ledger import Ledger
     from dicomnode.show import case_story
 
-    ledger = Ledger.open(_load(config).node.ledger_url)
+    ledger = _ledger(_load(config))
     out.print(case_story(ledger, ledger.find_case(case)))
 
 
@@ -103,10 +104,8 @@ def retry(
     resend: Annotated[bool, typer.Option(help="send the existing results again, compute nothing")] = False,
 ) -> None:
     """Take up a HELD, FAILED or DONE case again: from its inputs, or with --resend from its results."""
-    from dicomnode.ledger import Ledger
-
     settings = _load(config)
-    ledger = Ledger.open(settings.node.ledger_url)
+    ledger = _ledger(settings)
     found = ledger.find_case(case)
     now = time.time()
     if resend:
@@ -126,18 +125,16 @@ def discard(
     config: ConfigOption = None,
 ) -> None:
     """Set a series of a case aside (it stays on disk, but is not used); then `retry`."""
-    from dicomnode.ledger import Ledger
-
-    ledger = Ledger.open(_load(config).node.ledger_url)
+    ledger = _ledger(_load(config))
     found = ledger.find_case(case)
     count = ledger.discard(found.id, series, time.time())
     if count == 0:
         raise ConfigurationError(
             f"case {found.id} has no series {series}", f"`dicomnode show {found.id}` lists them"
         )
-    out.print(
-        f"case {found.id}: {count} object(s) of that series are set aside; now: dicomnode retry {found.id}"
-    )
+    ended = found.state in (State.DONE, State.HELD, State.FAILED)
+    follows = f"now: dicomnode retry {found.id}" if ended else "the case is looked at again"
+    out.print(f"case {found.id}: {count} object(s) of that series are set aside; {follows}")
 
 
 @app.command()
@@ -189,6 +186,18 @@ def _load(path: Path | None, *, or_default: bool = False) -> Config:
     if not candidates and or_default:
         return Config()
     return load(candidates[0] if candidates else CONFIG_PATHS[0])
+
+
+def _ledger(config: Config) -> Ledger:
+    """The ledger of a node that has run: a person's command must not make one that the node cannot open."""
+    from dicomnode.ledger import Ledger
+
+    if not config.node.has_ledger:
+        raise ConfigurationError(
+            f"there is no ledger in [node] data_dir {config.node.data_dir}",
+            "Start the node first, or name its config.toml with --config",
+        )
+    return Ledger.open(config.node.ledger_url)
 
 
 def _log_to_stderr(level: str) -> None:

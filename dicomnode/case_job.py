@@ -36,11 +36,10 @@ from dicomnode.job import Job, Outcome
 from dicomnode.records import NewResult, NewRun
 from pipeline.acquisition import Administration
 from pipeline.ct import read_ct
-from pipeline.dataset import read_header, read_object, seconds_between
+from pipeline.dataset import read_header, read_object
 from pipeline.dose_rate import DoseRate
-from pipeline.dose_report import reported_administration
+from pipeline.dose_report import administered
 from pipeline.dosimetry import Dosimetry, DosimetrySettings, Region, compute_dosimetry
-from pipeline.errors import InputRejected
 from pipeline.registration import registration
 from pipeline.rois import Rois, read_rois
 from pipeline.spect import SpectImage, read_spect
@@ -49,9 +48,6 @@ from pipeline.volume import Grid
 log = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 
-# Header and dose report tell of the same administration: the dose calibrators and clocks of two systems.
-SAME_ACTIVITY_WITHIN = 0.05
-SAME_TIME_WITHIN_S = 3600.0
 
 # What an engine is called in words, and what it does about tissue (RTDOSE and SR say so).
 ALGORITHMS = {
@@ -98,7 +94,8 @@ def perform(job: Job, progress: Progress = lambda _what, _part: None) -> Outcome
     spect = _registered(read_spect(spect_paths, job.config.camera), job, hu.grid)
     steps("read the ROIs", 0.12)
     rois = read_rois([Path(p) for p in job.inputs.rois], hu.grid)
-    given = _administration(spect, job)
+    reports = [read_object(Path(p)) for p in job.inputs.dose_reports]
+    given = administered(spect.administration, reports)
     dosimetry = compute_dosimetry(
         hu,
         spect,
@@ -128,7 +125,12 @@ def encoding_settings(config: Config) -> EncodingSettings:
 def _settings(config: Config) -> DosimetrySettings:
     dose = config.dose
     return DosimetrySettings(
-        config.density.curve, dose.engines, dose.device, dose.grid_spacing_mm, dose.plausibility_limit
+        curve=config.density.curve,
+        engines=dose.engines,
+        device=dose.device,
+        grid_spacing_mm=dose.grid_spacing_mm,
+        plausibility_limit=dose.plausibility_limit,
+        max_outside_ct=dose.max_outside_ct,
     )
 
 
@@ -141,44 +143,6 @@ def _registered(spect: SpectImage, job: Job, ct: Grid) -> SpectImage:
     motion = registration(objects, frame, ct.frame_of_reference_uid)
     note = "the SPECT was moved into the CT's frame of reference by the study's Spatial Registration"
     return replace(spect, activity=motion.move(spect.activity), notes=(*spect.notes, note))
-
-
-def _administration(spect: SpectImage, job: Job) -> Administration:
-    """The SPECT's header first, then the dose report, each for what the other leaves out."""
-    reports = [reported_administration(read_object(Path(p))) for p in job.inputs.dose_reports]
-    if len(reports) > 1:
-        raise InputRejected(
-            f"{len(reports)} Radiopharmaceutical Radiation Dose reports came with the study",
-            "`dicomnode discard` those of other administrations",
-        )
-    told = spect.administration
-    for report in reports:
-        _require_agreement(told, report)
-        told = Administration(
-            report.nuclide_name or told.nuclide_name,
-            told.activity_bq if told.activity_bq is not None else report.activity_bq,
-            told.administered_at if told.administered_at is not None else report.administered_at,
-        )
-    return told
-
-
-def _require_agreement(header: Administration, report: Administration) -> None:
-    """raises: InputRejected when the two tell of different administrations: no one may choose silently."""
-    doses, times = (
-        [getattr(told, name) for told in (header, report)] for name in ("activity_bq", "administered_at")
-    )
-    if None not in doses and abs(doses[0] - doses[1]) > SAME_ACTIVITY_WITHIN * max(doses):
-        raise InputRejected(
-            f"the SPECT's header says that {doses[0] / 1e6:.5g} MBq were administered, "
-            f"the dose report {doses[1] / 1e6:.5g} MBq",
-            "Correct the one that is wrong at its source, or `dicomnode discard` the dose report",
-        )
-    if None not in times and abs(seconds_between(times[0], times[1])) > SAME_TIME_WITHIN_S:
-        raise InputRejected(
-            f"the SPECT's header says that the administration began at {times[0]:%Y-%m-%d %H:%M}, "
-            f"the dose report at {times[1]:%Y-%m-%d %H:%M}",
-            "Correct the one that is wrong at its source, or `dicomnode discard` the dose report",
-        )
 
 
 # ── numbers to findings ──────────────────────────────────────────────────────────────────────────

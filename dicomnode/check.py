@@ -9,19 +9,23 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dicomnode.config import Config
 from dicomnode.errors import NodeError
 from dicomnode.ledger import Ledger
+from dicomnode.lock import is_held
 from dicomnode.send import echo
 from pipeline.convolve import has_cuda_driver
 from pipeline.decay import NUCLIDES
 from pipeline.errors import PipelineError
 from pipeline.kernels import REACH_MM, radial_kernel
 
+FOLDERS = ("spool", "quarantine", "results")
 Level = Literal["ok", "warning", "problem"]
 
 
@@ -42,6 +46,7 @@ def check(config: Config, *, network: bool) -> Iterator[Finding]:
     yield from _intentions(config)
     yield from _device(config)
     if network:
+        yield from _port(config)
         yield from _ledger(config)
         yield from _peers(config)
 
@@ -51,12 +56,15 @@ def _data_dir(config: Config) -> Iterator[Finding]:
     subject = "[node] data_dir"
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o750)
-        probe = path / f".check-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        # A command that root typed once may have left a folder that the service cannot write.
+        for folder in (path, *(path / name for name in FOLDERS if (path / name).exists())):
+            probe = folder / f".check-{os.getpid()}"
+            probe.write_bytes(b"")
+            probe.unlink()
     except OSError as error:
         remedy = "Create it, or give it to the account that runs the node"
-        yield Finding("problem", subject, f"{path} cannot be written: {error.strerror}", remedy)
+        where = Path(error.filename or path).parent if error.filename != str(path) else path
+        yield Finding("problem", subject, f"{where} cannot be written: {error.strerror}", remedy)
         return
     free_gb = shutil.disk_usage(path).free / 1e9
     needed = config.receive.min_free_gb
@@ -116,7 +124,25 @@ def _cuda_answers() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def _port(config: Config) -> Iterator[Finding]:
+    node = config.node
+    subject, where = "[node] port", f"{node.bind}:{node.port}"
+    if is_held(node.data_dir):
+        yield Finding("ok", subject, f"{where}; the node runs")
+        return
+    try:
+        with socket.create_server((node.bind, node.port)):
+            yield Finding("ok", subject, f"{where} is free")
+    except OSError as error:
+        remedy = f"See who has it (`ss -ltnp sport = :{node.port}`), or set another port or bind"
+        yield Finding("problem", subject, f"{where} cannot be used: {error.strerror or error}", remedy)
+
+
 def _ledger(config: Config) -> Iterator[Finding]:
+    if not config.node.has_ledger:
+        # Made here, it might belong to another account than the node's.
+        yield Finding("ok", "[node] database_url", "the node makes it at its first start")
+        return
     try:
         ledger = Ledger.open(config.node.ledger_url)
         count = len(ledger.cases())

@@ -13,6 +13,7 @@ from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dicomnode import __version__
 from dicomnode.config import Config
 from dicomnode.errors import Rejected
 from dicomnode.job import Job, Outcome
@@ -28,6 +29,7 @@ MAX_INTERRUPTIONS = 10
 # After a failed attempt: the machine gets time to recover (memory, a GPU that is used by others).
 RETRY_PAUSE_S = 60.0
 _LOOK = "See the log of that time"
+_MACHINE = "Look at the disk of [node] data_dir (room, rights) and at the machine's memory"
 
 
 def run(job: Job) -> Outcome:
@@ -93,7 +95,8 @@ class Computer:
 
     def _start_next(self, now: float) -> None:
         for case in self._ledger.cases(State.READY):
-            if case.next_attempt_at > now:
+            # A longer pause than is ever set: the clock was set back.
+            if 0 < case.next_attempt_at - now <= RETRY_PAUSE_S * self._config.dose.max_attempts:
                 continue
             if self._interrupted_too_often(case):
                 self._hold_interrupted(case, now)
@@ -105,18 +108,42 @@ class Computer:
         data_dir = self._config.node.data_dir
         predecessor = self._ledger.predecessor(case.id)
         replaced = () if predecessor is None else tuple(self._ledger.results(predecessor.id))
+        inputs = _absolute(Inputs.from_json(case.inputs_json), data_dir)
+        identity = self._identity(case)
+        # From here on nothing may fail before the job is `_running`: the case would stay COMPUTING.
         attempt = self._ledger.begin(case.id, Event.CLAIM, "compute", now)
         out = data_dir / "results" / str(case.id) / str(attempt.id)
         job = Job(
-            inputs=_absolute(Inputs.from_json(case.inputs_json), data_dir),
+            inputs=inputs,
             config=self._config,
             out=out,
-            identity=f"{case.study_instance_uid} {case.inputs_sha256} attempt {attempt.id}",
+            identity=identity,
             predecessors=tuple(r.new for r in replaced),
         )
-        future = self._executor.submit(self._work, job)
-        self._running = _Running(attempt, future, out, now + self._config.dose.timeout_s)
+        self._running = _Running(attempt, self._submit(job), out, now + self._config.dose.timeout_s)
         log.info("case %d: attempt %d to compute began", case.id, attempt.id)
+
+    def _submit(self, job: Job) -> Future[Outcome]:
+        """Start the job. A process that cannot be made is a failed attempt like any other."""
+        try:
+            return self._executor.submit(self._work, job)
+        except Exception as error:  # noqa: BLE001  the worker's loop: the case is claimed already
+            failed: Future[Outcome] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def _identity(self, case: Case) -> str:
+        """What a result's UIDs are made of: what it is computed from, and the how-manieth of these it is.
+
+        A ledger that was lost and rebuilt so gives the UIDs that the PACS has, as long as inputs,
+        configuration and software are the same; and never these UIDs to other numbers.
+        """
+        origin = (case.inputs_sha256, self._config.sha256, __version__)
+        before = sum(
+            (run.new.inputs_sha256, run.new.config_sha256, run.new.software_version) == origin
+            for run in self._ledger.runs(case.id)
+        )
+        return " ".join((case.study_instance_uid, *origin, str(before)))
 
     def _interrupted_too_often(self, case: Case) -> bool:
         story = self._ledger.story(case.id)
@@ -135,19 +162,22 @@ class Computer:
     # ── looking in ───────────────────────────────────────────────────────────────────────────
 
     def _look_in(self, running: _Running, now: float) -> None:
+        # The job is let go of only when the ledger knows its end: one that is locked for a while
+        # would otherwise keep the case COMPUTING until the next start.
         if running.future.done():
-            self._running = None
             self._finish(running, now)
         elif self._ledger.case(running.attempt.case_id).state is not State.COMPUTING:
             self._drop(running, "a new object made its inputs outdated")
         elif now >= running.deadline:
-            self._drop(running, "it took too long")
             remedy = "Raise [dose] timeout_s, or set a coarser [dose] grid_spacing_mm"
             self._failed(running.attempt, f"killed after {self._config.dose.timeout_s:g} s", remedy, now)
+            self._drop(running, "it took too long")
+        else:
+            return
+        self._running = None
 
     def _drop(self, running: _Running, why: str) -> None:
         running.future.cancel()
-        self._running = None
         shutil.rmtree(running.out, ignore_errors=True)
         log.warning("case %d: the computation was stopped: %s", running.attempt.case_id, why)
 
@@ -160,7 +190,8 @@ class Computer:
             self._ledger.end(
                 attempt, Event.REJECT, now, outcome="rejected", reason=error.reason, remedy=error.remedy
             )
-            log.warning("case %d is HELD: %s", attempt.case_id, error)
+            held = self._ledger.case(attempt.case_id)
+            log.warning("case %d is %s: %s. %s", held.id, held.state, held.reason, held.remedy)
         except CancelledError:
             self._failed(attempt, "the computation was cancelled", "", now)
         except Exception as error:  # noqa: BLE001  the worker's loop: whatever it is, the attempt failed
@@ -190,7 +221,7 @@ class Computer:
             now,
             outcome="failed",
             reason=text,
-            remedy=f"{remedy or _LOOK}; then `dicomnode retry`" if last else remedy,
+            remedy=f"{remedy or _LOOK}; then `dicomnode retry`" if last else remedy or _LOOK,
             attempts=failed,
             next_attempt_at=now + RETRY_PAUSE_S * failed,
         )
@@ -198,6 +229,9 @@ class Computer:
 
 
 def _told(error: Exception) -> tuple[str, str]:
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"the machine is at fault: {error.strerror or error}{where}", _MACHINE
     if isinstance(error, PipelineError) or hasattr(error, "remedy"):
         return str(getattr(error, "reason", error)), str(getattr(error, "remedy", ""))
     return f"{type(error).__name__}: {error}", "The log holds the traceback: please report it"

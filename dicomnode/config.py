@@ -55,6 +55,11 @@ class Node(Section):
         """The database's URL with its default filled in."""
         return self.database_url or f"sqlite:///{self.data_dir / 'ledger.sqlite3'}"
 
+    @property
+    def has_ledger(self) -> bool:
+        """Whether the node has made its ledger; of another database than ours that is not known here."""
+        return bool(self.database_url) or (self.data_dir / "ledger.sqlite3").exists()
+
 
 class Peer(Section):
     """[[peers]]: a system that may call us, or that we send to."""
@@ -121,6 +126,9 @@ class Dose(Section):
     )
     plausibility_limit: float = Field(
         1.10, gt=0, description="activity found / administered above which a case is HELD"
+    )
+    max_outside_ct: float = Field(
+        0.5, gt=0, le=1, description="part of the SPECT's activity outside the CT above which a case is HELD"
     )
     max_attempts: int = Field(3, ge=1, description="computing attempts before FAILED")
     timeout_s: Seconds = Field(1800.0, description="an attempt that takes longer is killed")

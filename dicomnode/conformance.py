@@ -12,6 +12,7 @@ from pydicom.uid import UID
 
 from dicomnode.contexts import SOP_CLASSES, VERIFICATION, transfer_syntaxes
 from dicomnode.defects import ANSWERS
+from dicomnode.implementation import IMPLEMENTATION_CLASS_UID
 
 PAGE = Path(__file__).parent.parent / "docs" / "conformance.md"
 BEGIN = "<!-- receiving: written by python -m dicomnode.conformance -->"
@@ -37,7 +38,10 @@ for `store`. Others are refused with result 3, abstract syntax not supported. Of
 that a context proposes, the first in the lists below is agreed upon. The largest PDU is
 `[receive] max_pdu`. There is no asynchronous operations window, no user identity and no role selection.
 A connection that sends nothing ends after `acse_timeout_s`, a PDU that has begun and an association that
-is silent after `network_timeout_s`."""
+is silent after `network_timeout_s`.
+
+The Implementation Class UID is {class_uid}, the Implementation Version Name
+`DICOMNODE_` and the version: on associations in both roles, in received files and in results."""
 
 _STORING = """\
 ### C-STORE
@@ -59,7 +63,7 @@ def receiving() -> str:
     return "\n\n".join(
         (
             "## Receiving",
-            _ASSOCIATIONS.format(rejections=_rejections()),
+            _ASSOCIATIONS.format(rejections=_rejections(), class_uid=IMPLEMENTATION_CLASS_UID),
             "### SOP classes (SCP)\n\n" + _sop_classes(),
             "### Transfer syntaxes\n\nIn the order of preference. The compressed ones are those that the "
             "installed decoders can decode.\n\n" + _syntaxes(everything, few),

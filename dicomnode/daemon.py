@@ -28,10 +28,11 @@ from dicomnode.child import ChildExecutor
 from dicomnode.compute import Computer, run
 from dicomnode.config import Config
 from dicomnode.deliver import Deliverer
-from dicomnode.errors import ConfigurationError
+from dicomnode.errors import ConfigurationError, LedgerUnavailable
 from dicomnode.intake import Intake
 from dicomnode.job import Job, Outcome
 from dicomnode.ledger import Ledger
+from dicomnode.lock import Lock
 from dicomnode.notify import Notifier
 from dicomnode.receive import Receiver
 from dicomnode.spool import Spool
@@ -56,6 +57,7 @@ class Daemon:
         self.config = config
         self._clock = clock
         prepare_data_dir(config)
+        self._lock = Lock(config.node.data_dir)
         self.ledger = Ledger.open(config.node.ledger_url)
         self._spool = Spool(config.node.data_dir, int(config.receive.min_free_gb * 1e9))
         self.intake = Intake(self._spool, self.ledger)
@@ -68,15 +70,30 @@ class Daemon:
         self._scheduler = self._schedule()
 
     def start(self) -> int:
-        """Recover what the last run left, listen, tick. returns: the port."""
+        """Recover what the last run left, listen, tick. returns: the port.
+
+        Raises ConfigurationError when data_dir or the port is in use.
+        """
+        # First: recovery would take the cases from another node's hands.
+        self._lock.take()
         now = self._clock()
         self._computer.recover(now)
         self.intake.recover(now)
-        port = self.receiver.start()
+        port = self._listen()
         self._scheduler.start()
         log.info("data lies in %s", self.config.node.data_dir)
         watchdog.ready()
         return port
+
+    def _listen(self) -> int:
+        try:
+            return self.receiver.start()
+        except OSError as error:
+            node = self.config.node
+            raise ConfigurationError(
+                f"[node] port {node.port} on {node.bind} cannot be used: {error.strerror or error}",
+                f"See who has it (`ss -ltnp sport = :{node.port}`), or set another port or bind",
+            ) from None
 
     def stop(self) -> None:
         """Take no more, finish what is being received, leave the rest for the next start."""
@@ -91,6 +108,7 @@ class Daemon:
         self.intake.flush(self._clock())
         self._spool.close()
         self.ledger.close()
+        self._lock.release()
         log.info("stopped")
 
     def tick(self) -> None:
@@ -158,5 +176,12 @@ def guarded(stage: Callable[[float], object], clock: Clock) -> None:
     """A stage's tick: the worker's loop is where a broad except stands."""
     try:
         stage(clock())
+    except LedgerUnavailable as error:
+        # Every stage says so at every tick: no traceback.
+        log.error("%s: %s; it is tried again at the next tick", _name(stage), error)
     except Exception:
-        log.exception("%s failed; it is tried again at the next tick", getattr(stage, "__qualname__", stage))
+        log.exception("%s failed; it is tried again at the next tick", _name(stage))
+
+
+def _name(stage: Callable[[float], object]) -> str:
+    return getattr(stage, "__qualname__", str(stage))

@@ -76,7 +76,7 @@ class Deliverer:
         for case in self._ledger.cases(State.ENCODED, State.SENDING):
             if self._stopping.is_set() or tried == CASES_PER_TICK:
                 return
-            if case.next_attempt_at <= now:
+            if not self._pauses(case.next_attempt_at, now):
                 tried += self._try(case, now)
 
     def stop(self) -> None:
@@ -246,7 +246,11 @@ class Deliverer:
 
     def _rests(self, name: str, now: float) -> bool:
         rest = self._resting.get(name)
-        return name in self._destinations and rest is not None and now < rest.until
+        return name in self._destinations and rest is not None and self._pauses(rest.until, now)
+
+    def _pauses(self, until: float, now: float) -> bool:
+        """Whether a pause lasts. One longer than any that is ever set is a clock that was set back."""
+        return 0 < until - now <= 1.1 * self._settings.max_retry_s
 
     def _rest(self, peer: Peer, reason: str, now: float) -> None:
         before = self._resting.get(peer.name)

@@ -30,6 +30,10 @@ _CONTENT = """
     DecayCorrection DecayFactor FrameReferenceTime ActualFrameDuration CorrectedImage
     RotationInformationSequence EnergyWindowInformationSequence RadiopharmaceuticalInformationSequence
     SegmentSequence RegistrationSequence ContentSequence
+    ImageType SeriesType PixelRepresentation GantryDetectorTilt SegmentationType MaximumFractionalValue
+    FrameIncrementPointer NumberOfSlices SliceVector DetectorVector EnergyWindowVector PhaseVector
+    RRIntervalVector TimeSlotVector TimeSliceVector AngularViewVector
+    TimezoneOffsetFromUTC DecayCorrectionDateTime ConvolutionKernel ReconstructionMethod
     """
 CONTENT = frozenset(_CONTENT.split())
 _STRUCTURE_SET_GROUP = 0x3006

@@ -106,9 +106,10 @@ class Intake:
         with self._lock:
             conflicts = dict(self._conflicts)
         for study, reason in conflicts.items():
-            self._ledger.conflict(study, reason, now)
-            with self._lock:
-                del self._conflicts[study]
+            # Its first object may have come after the batch was taken: then it is said again.
+            if self._ledger.conflict(study, reason, now):
+                with self._lock:
+                    del self._conflicts[study]
 
     def _flush_notes(self) -> None:
         while self._notes:

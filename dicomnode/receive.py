@@ -34,8 +34,9 @@ from dicomnode.defects import SUCCESS, Defect, Flawed
 from dicomnode.duplicates import compare
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.header import Header, inspect, is_valid_uid, study_instance_uid
+from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomnode.intake import Intake, instance_of
-from dicomnode.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, Note, Origin, Spool
+from dicomnode.spool import Note, Origin, Spool
 from dicomnode.transport import POLL_S, Server
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from pydicom.charset import convert_encodings
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from dicomnode import __version__
 from dicomnode.findings import EncodingSettings, Findings, InstanceReference
+from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomnode.vocabulary import (
     ACQUISITION_EQUIPMENT,
     PRIVATE_SCHEME,
@@ -29,9 +29,6 @@ from dicomnode.vocabulary import (
     SOURCE_IMAGE,
     code_item,
 )
-
-IMPLEMENTATION_CLASS_UID = UID("2.25.335562912661724348994231123876539037315")
-IMPLEMENTATION_VERSION_NAME = f"DICOMNODE_{__version__}"[:16]
 
 # PS3.3 C.7.1.1, C.7.2.1, C.7.2.2: what identifies patient and study, and what dosimetry reads.
 _PATIENT_AND_STUDY = (
@@ -87,7 +84,7 @@ def file_meta(sop_class_uid: str, sop_instance_uid: str) -> FileMetaDataset:
     meta.MediaStorageSOPClassUID = UID(sop_class_uid)
     meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = IMPLEMENTATION_CLASS_UID
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     return meta
 

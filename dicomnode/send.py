@@ -34,6 +34,7 @@ from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, VERIFICATION_SERVICE
 
 from dicomnode.config import Peer
 from dicomnode.errors import NodeError, Transient
+from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 # pynetdicom offers this as a module global only. It is set once, here, and concerns only objects
 # that are sent by their path, which nothing else in the node does.
@@ -186,6 +187,7 @@ def _association(
         raise _why_not(association, connected, peer, timeout_s)
     try:
         _pace(association)
+        _keep_answers(association)
         yield association
     except BaseException:
         association.abort()
@@ -200,6 +202,8 @@ def _associate(
     if not peer.host or peer.port is None:
         raise NodeError(f"peer {peer.name} has no address", 'Give its [[peers]] entry "host" and "port"')
     ae = AE(our_ae_title)
+    ae.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = IMPLEMENTATION_VERSION_NAME
     ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = timeout_s
     # Silence is bounded by the socket's own timeout; sending a large object is no silence.
     ae.network_timeout = None
@@ -253,6 +257,21 @@ def _pace(association: Association) -> None:
         if isinstance(item, MaximumLengthNotification):
             asked = item.maximum_length_received or LARGEST_PDU_BYTES
             item.maximum_length_received = min(asked, LARGEST_PDU_BYTES)
+
+
+def _keep_answers(association: Association) -> None:
+    """Leave every answer to whoever waits for it.
+
+    pynetdicom's own thread of the association also takes messages, for requests of the peer, of which a
+    C-STORE SCU gets none. It is not always paused in time, and an answer that it takes is lost: the
+    object would count as unanswered after the whole timeout.
+    """
+    take = association.dimse.get_msg
+
+    def get_msg(block: bool = False) -> Any:
+        return take(block=True) if block else (None, None)
+
+    cast(Any, association.dimse).get_msg = get_msg
 
 
 class _Window(queue.Queue[Any]):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from dicomnode.ledger import Ledger
@@ -72,7 +72,7 @@ def _head(ledger: Ledger, case: Case) -> Table:
         else f"{activity / 1e6:.1f} MBq, {_at(identity.administered_at)}",
         "next attempt": _at(case.next_attempt_at) if case.next_attempt_at else "",
     }
-    table = Table("", "", show_header=False, box=None)
+    table = Table("", _whole(""), show_header=False, box=None)
     for name, value in rows.items():
         if value:
             table.add_row(name, Text(value))
@@ -85,7 +85,7 @@ def _series(ledger: Ledger, case: Case) -> Table:
         (i.modality, i.series_instance_uid, i.patient_id, i.issuer_of_patient_id, i.peer)
         for i in ledger.instances(case.id)
     )
-    table = Table("modality", "objects", "Series Instance UID", "patient ID", "from", box=None)
+    table = Table("modality", "objects", _whole("Series Instance UID"), "patient ID", "from", box=None)
     for (modality, uid, patient_id, issuer, peer), count in sorted(counts.items()):
         table.add_row(modality, str(count), uid, Text(_patient(patient_id, issuer)), peer)
     return table
@@ -126,7 +126,7 @@ def _attempts(ledger: Ledger, case: Case) -> Table:
 
 
 def _quarantined(ledger: Ledger, case: Case) -> Table:
-    table = Table("time", "from", "defect", "status", "reason", "file", box=None)
+    table = Table("time", "from", "defect", "status", "reason", _whole("file"), box=None)
     for item in ledger.quarantined(case.study_instance_uid):
         table.add_row(
             _at(item.received_at),
@@ -145,7 +145,7 @@ def _results(ledger: Ledger, case: Case) -> Iterator[RenderableType]:
         yield Text(
             f"\nrun {run.id} of {_at(run.created_at)}, software {run.new.software_version}{predecessor}"
         )
-        table = Table("object", "engine", "SOP Instance UID", "file", "delivered", box=None)
+        table = Table("object", "engine", _whole("SOP Instance UID"), _whole("file"), "delivered", box=None)
         to: dict[int, list[str]] = {}
         for result, delivery in ledger.deliveries(run.id):
             state = (
@@ -162,6 +162,11 @@ def _results(ledger: Ledger, case: Case) -> Iterator[RenderableType]:
                 Text("\n".join(to.get(result.id, ["-"]))),
             )
         yield table
+
+
+def _whole(header: str) -> Column:
+    """A column whose values a person copies: folded in a narrow window, never cut."""
+    return Column(header, overflow="fold")
 
 
 def _state(state: State) -> Text:

@@ -28,9 +28,9 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from dicomnode import __version__
 from dicomnode.defects import Defect, Flawed
 from dicomnode.header import is_valid_uid
+from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 _SPOOL = "spool"
 _QUARANTINE = "quarantine"
@@ -38,9 +38,6 @@ _PREAMBLE_BYTES = 128
 _PREFIX = b"DICM"
 # Folder syncs at the same time; the file system makes one flush of them.
 _SYNC_THREADS = 16
-# Of this software, fixed for ever (PS3.7 D.3.3.2): a UUID under 2.25.
-IMPLEMENTATION_CLASS_UID = "2.25.335562912661724348994231123876539037315"
-IMPLEMENTATION_VERSION_NAME = f"DICOMNODE_{__version__}"[:16]
 _FILE_MODE = 0o640
 _FOLDER_MODE = 0o750
 

@@ -141,12 +141,23 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 }
 
 
+# What a person can do whose command is refused.
+_REFUSED: dict[Event | tuple[State, Event], str] = {
+    Event.RETRY: "Wait until it has ended: `dicomnode cases` tells",
+    (State.SENDING, Event.RETRY): "Wait until its results are sent; a destination that is gone for good "
+    "is taken out of [deliver] to, and the node restarted",
+    Event.RESEND: "It has no results to send again: wait for them, or `dicomnode retry` without --resend",
+    (State.ENCODED, Event.RESEND): "Its results are about to be sent for the first time",
+}
+
+
 def advance(state: State, event: Event) -> State:
     """The state that follows. Raises IllegalTransition for a pair that the table refuses."""
     try:
         return TRANSITIONS[state][event]
     except KeyError:
-        raise IllegalTransition(f"a case in {state} does not take the event {event}") from None
+        remedy = _REFUSED.get((state, event)) or _REFUSED.get(event, "")
+        raise IllegalTransition(f"a case in {state} does not take the event {event}", remedy) from None
 
 
 def allows(state: State, event: Event) -> bool:

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from sqlalchemy import insert, select, update
 
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import known, to_case, to_record
-from dicomnode.ledger.steps import receive, step
+from dicomnode.ledger.rows import known, one_case, to_case, to_record
+from dicomnode.ledger.steps import after, receive, step
 from dicomnode.records import Instance, Quarantined
 from dicomnode.schema import CASES, INSTANCES, QUARANTINE, RESULTS
-from dicomnode.states import Event
+from dicomnode.states import Event, State
 
 
 class Received(Database):
@@ -63,14 +63,22 @@ class Received(Database):
         return [to_record(Instance, row) for row in rows]
 
     def discard(self, case_id: int, series_instance_uid: str, now: float) -> int:
-        """A person sets a series of a case aside: kept, known, but not used. returns: how many objects."""
+        """A person sets a series of a case aside: kept, known, but not used. returns: how many objects.
+
+        What is being made with the series ends, as when an object arrives. A case that has come to
+        an end stays there until a person says `retry`.
+        """
         with self._decide() as connection:
+            case = one_case(connection, case_id)
             changed = connection.execute(
                 update(INSTANCES)
                 .where(INSTANCES.c.case_id == case_id, INSTANCES.c.series_instance_uid == series_instance_uid)
                 .values(discarded=1)
             )
-            connection.execute(update(CASES).where(CASES.c.id == case_id).values(updated_at=now))
+            if changed.rowcount and case.state not in (State.DONE, State.HELD, State.FAILED):
+                reason = f"a person set {changed.rowcount} object(s) aside"
+                latest = after(case.last_instance_at, now)
+                step(connection, case, Event.INSTANCE, now, reason=reason, last_instance_at=latest)
         return changed.rowcount
 
     def is_result(self, sop_instance_uid: str) -> bool:
@@ -105,7 +113,7 @@ class Received(Database):
             if row is None:
                 return False
             case = to_case(row)
-            latest = max(now, case.last_instance_at)
+            latest = after(case.last_instance_at, now)
             step(
                 connection, case, Event.INSTANCE, now, reason=reason, conflict=reason, last_instance_at=latest
             )

@@ -12,7 +12,7 @@ from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import latest_run, one_case, sent_run, to_record, to_run
 from dicomnode.ledger.steps import insert_row, step
 from dicomnode.records import Attempt, Case, Delivery, NewResult, NewRun, Result, Run
-from dicomnode.schema import ATTEMPTS, DELIVERIES, RESULTS, RUNS
+from dicomnode.schema import ATTEMPTS, DELIVERIES, RESULTS, RUNS, TRANSITIONS
 from dicomnode.states import Event, State
 
 
@@ -124,7 +124,7 @@ class Results(Database):
             case = one_case(connection, run.case_id)
             if case.state is State.SENDING and _open_deliveries(connection, run.id) == 0:
                 connection.execute(update(RUNS).where(RUNS.c.id == run.id).values(delivered_at=now))
-                outdated = case.last_instance_at > run.created_at
+                outdated = _came_after_encoding(connection, case.id)
                 step(
                     connection,
                     case,
@@ -142,7 +142,8 @@ class Results(Database):
             case = one_case(connection, case_id)
             run = latest_run(connection, case_id)
             if run is None:
-                raise NodeError(f"case {case_id} has no results to send", "`dicomnode retry` computes them")
+                remedy = f"`dicomnode retry {case_id}` computes them"
+                raise NodeError(f"case {case_id} has no results to send", remedy)
             for result_id in connection.execute(_result_ids(run.id)).scalars().all():
                 _redeliver(connection, result_id, peers)
             reason = "a person asked to send again"
@@ -152,6 +153,17 @@ class Results(Database):
 
 def _result_ids(run_id: int) -> Select[int]:
     return select(RESULTS.c.id).where(RESULTS.c.run_id == run_id)
+
+
+def _came_after_encoding(connection: Connection, case_id: int) -> bool:
+    """Whether objects arrived since the results were encoded: by the story, for clocks are set back."""
+
+    def last(event: Event) -> Select[int]:
+        number = func.coalesce(func.max(TRANSITIONS.c.id), 0)
+        return select(number).where(TRANSITIONS.c.case_id == case_id, TRANSITIONS.c.event == str(event))
+
+    arrival, encoding = (connection.execute(last(e)).scalar_one() for e in (Event.INSTANCE, Event.ENCODE))
+    return bool(arrival > encoding)
 
 
 def _open_deliveries(connection: Connection, run_id: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 from sqlalchemy import Connection, Table, insert, select, update
@@ -19,6 +21,24 @@ def insert_row(connection: Connection, table: Table, **values: Any) -> int:
     return int(key[0])
 
 
+# How a remedy names a command; whoever found the reason need not know the case's number.
+_COMMAND = re.compile(r"`dicomnode (retry|show|discard)(?=[` ])(?! \d)")
+_ARGUMENTS = {"retry": "", "show": "", "discard": " --series UID"}
+
+
+def _numbered(remedy: str, case_id: int) -> str:
+    """A remedy whose commands can be typed as they stand."""
+    return _COMMAND.sub(lambda m: f"`dicomnode {m[1]} {case_id}{_ARGUMENTS[m[1]]}", remedy)
+
+
+def after(moment: float, at_least: float) -> float:
+    """A time of the last object that differs from the one before, also when the clock was set back.
+
+    An assembly under way compares it to learn of objects that it has not seen.
+    """
+    return max(at_least, math.nextafter(moment, math.inf))
+
+
 def step(
     connection: Connection,
     case: Case,
@@ -31,8 +51,9 @@ def step(
 ) -> State:
     """Advance a case and write the row that tells of it."""
     state = advance(case.state, happened)
+    remedy = _numbered(remedy, case.id)
     # A case that collects hears INSTANCE for every batch: the story tells of it once.
-    if (state, happened) != (case.state, Event.INSTANCE):
+    if (case.state, happened) != (State.COLLECTING, Event.INSTANCE):
         insert_row(
             connection,
             TRANSITIONS,
@@ -66,7 +87,7 @@ def receive(connection: Connection, study_uid: str, instances: list[Instance], n
     case = to_case(row)
     many = f"{len(instances)} more objects" if len(instances) > 1 else "1 more object"
     reason = "" if case.state is State.COLLECTING else f"{many} from {instances[0].peer}"
-    latest = max(latest, case.last_instance_at)
+    latest = after(case.last_instance_at, latest)
     step(connection, case, Event.INSTANCE, now, reason=reason, last_instance_at=latest)
     return case.id
 

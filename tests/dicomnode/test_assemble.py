@@ -13,6 +13,7 @@ from dicomnode.assemble import Assembler
 from dicomnode.config import Assemble
 from dicomnode.ledger import Ledger
 from dicomnode.records import Case, Inputs, Instance
+from dicomnode.selection import Header, read_header
 from dicomnode.states import Event, State
 from dicomnode.virtual_study import StudyFiles
 from tests import small_study
@@ -155,14 +156,87 @@ def test_a_retry_goes_on_in_spite_of_the_conflict(
     assert state(ledger) is State.READY
 
 
+def stranger(files: StudyFiles, path: str) -> Instance:
+    """The only object of another study."""
+    other = instance(files.ct[0], files.folder.parent, 0.0)
+    return replace(other, study_instance_uid="1.2.3", sop_instance_uid="1.2.3.4", path=path)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, path: str, error: Exception) -> None:
+    """Reading the object at `path` raises `error`; others are read."""
+
+    def read(file: Path, name: str | None = None) -> Header:
+        if name == path:
+            raise error
+        return read_header(file, name)
+
+    monkeypatch.setattr("dicomnode.assemble.read_header", read)
+
+
+def states(ledger: Ledger) -> dict[str, Case]:
+    return {case.study_instance_uid: case for case in ledger.cases()}
+
+
 def test_an_unreadable_spool_is_tried_again_and_no_other_case_waits(
-    ledger: Ledger, assembler: Assembler, files: StudyFiles
+    ledger: Ledger, assembler: Assembler, files: StudyFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = instance(files.ct[0], files.folder.parent, 0.0)
-    lost = replace(lost, study_instance_uid="1.2.3", sop_instance_uid="1.2.3.4", path="gone.dcm")
-    ledger.add_instances([lost], 0.0)
+    other = stranger(files, str(files.ct[0].relative_to(files.folder.parent)).replace("/", "//", 1))
+    failing(monkeypatch, other.path, OSError("input/output error"))
+    ledger.add_instances([other], 0.0)
     ledger.add_instances(received(files.all, files.folder.parent, 0.0), 0.0)
     assembler.tick(60.0)
-    states = {case.study_instance_uid: case.state for case in ledger.cases()}
-    assert states["1.2.3"] is State.COLLECTING
-    assert states[str(files.study.study_instance_uid)] is State.READY
+    assert states(ledger)["1.2.3"].state is State.COLLECTING
+    assert states(ledger)[str(files.study.study_instance_uid)].state is State.READY
+
+
+def test_a_case_that_breaks_the_reading_is_held_and_no_other_case_waits(
+    ledger: Ledger, assembler: Assembler, files: StudyFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = stranger(files, str(files.ct[0].relative_to(files.folder.parent)).replace("/", "//", 1))
+    failing(monkeypatch, other.path, ValueError("could not convert string to float"))
+    ledger.add_instances([other], 0.0)
+    ledger.add_instances(received(files.all, files.folder.parent, 0.0), 0.0)
+    assembler.tick(60.0)
+    held = states(ledger)["1.2.3"]
+    assert held.state is State.HELD
+    assert "could not convert" in held.reason
+    assert f"`dicomnode retry {held.id}`" in held.remedy
+    assert states(ledger)[str(files.study.study_instance_uid)].state is State.READY
+
+
+def test_files_that_were_removed_by_hand_hold_the_case_and_say_which(
+    ledger: Ledger, assembler: Assembler, files: StudyFiles
+) -> None:
+    ledger.add_instances([stranger(files, "spool/gone.dcm")], 0.0)
+    assembler.tick(60.0)
+    held = ledger.cases()[0]
+    assert held.state is State.HELD
+    assert held.reason == "1 of 1 received files are gone from data_dir: spool/gone.dcm"
+    assert f"send the study again, then `dicomnode retry {held.id}`" in held.remedy
+
+
+def test_a_clock_that_was_set_back_delays_a_study_by_one_quiet_period(
+    ledger: Ledger, assembler: Assembler, files: StudyFiles
+) -> None:
+    """The objects came while the clock was a year ahead."""
+    arrive(ledger, files, files.all, at=1e9 + 3e7)
+    assembler.tick(1e9)
+    assembler.tick(1e9 + 59)
+    assert state(ledger) is State.COLLECTING
+    assembler.tick(1e9 + 60)
+    assert state(ledger) is State.READY
+
+
+def test_an_object_is_noticed_by_an_assembly_under_way_though_the_clock_was_set_back(
+    ledger: Ledger, assembler: Assembler, files: StudyFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrive(ledger, files, files.all[:-1], at=1000.0)
+    late = received(files.all[-1:], files.folder.parent, 10.0)
+
+    def read(file: Path, name: str | None = None) -> Header:
+        ledger.add_instances(late, 10.0)
+        return read_header(file, name)
+
+    monkeypatch.setattr("dicomnode.assemble.read_header", read)
+    assembler.tick(1060.0)
+    assert state(ledger) is State.COLLECTING

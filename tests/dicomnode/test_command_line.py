@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -157,7 +158,7 @@ def test_retry_of_a_computing_case_is_refused_in_a_sentence(settings: Path, ledg
         ledger.apply(1, event, 20.0)
     done = run("retry", "1", "--config", str(settings))
     assert done.returncode == 1
-    assert "a case in COMPUTING does not take the event RETRY" in done.stderr
+    assert "a case in COMPUTING does not take the event RETRY. Wait until it has ended" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -182,6 +183,41 @@ def test_discard_sets_a_series_aside(settings: Path, ledger: Ledger) -> None:
     result = told("discard", "1", "--series", "1.2.3.1", "--config", str(settings))
     assert "2 object(s)" in result.output
     assert ledger.instances(1) == []
+
+
+def test_discard_stops_what_is_being_computed_with_the_series(settings: Path, ledger: Ledger) -> None:
+    ledger.add_instances([instance("1.2.3", n) for n in (1, 2)], 10.0)
+    for event in (Event.COMPLETE, Event.CLAIM):
+        ledger.apply(1, event, 20.0)
+    result = told("discard", "1", "--series", "1.2.3.1", "--config", str(settings))
+    assert ledger.case(1).state is State.COLLECTING
+    assert "the case is looked at again" in words(result)
+
+
+@pytest.mark.parametrize("command", [["cases"], ["show", "1"], ["retry", "1"], ["check"]])
+def test_a_command_before_the_first_start_makes_no_ledger(settings: Path, command: list[str]) -> None:
+    """Made by root, it would keep the service from starting."""
+    done = run(*command, "--config", str(settings))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert not (settings.parent / "data" / "ledger.sqlite3").exists()
+
+
+def test_show_never_cuts_what_a_person_copies(settings: Path, ledger: Ledger) -> None:
+    study = "1.2.826.0.1.3680043.8.498.32757310532345872653827462938475647382"
+    ledger.add_instances([instance(study, 1)], 10.0)
+    narrow = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["show", "1", "--config", str(settings)])
+    assert "…" not in narrow.output
+
+
+def test_check_names_a_port_that_another_program_has(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        path = tmp_path / "config.toml"
+        path.write_text(f'[node]\ndata_dir = "{tmp_path / "data"}"\nbind = "127.0.0.1"\nport = {port}\n')
+        result = told("check", "--config", str(path))
+    assert result.exit_code == 1
+    assert f"127.0.0.1:{port} cannot be used" in words(result)
 
 
 def test_discard_of_an_unknown_series_says_so(settings: Path, ledger: Ledger) -> None:

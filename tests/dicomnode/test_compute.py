@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dicomnode import __version__
 from dicomnode.compute import MAX_INTERRUPTIONS, Computer
 from dicomnode.config import Config, parse
-from dicomnode.errors import Transient
+from dicomnode.errors import LedgerUnavailable, Transient
 from dicomnode.job import Job, Outcome
 from dicomnode.ledger import Ledger
 from dicomnode.records import Case, Identity, Inputs, Instance, NewResult, NewRun
@@ -27,6 +29,7 @@ class Bench(Executor):
     def __init__(self) -> None:
         self.jobs: list[Job] = []
         self.futures: list[Future[Any]] = []
+        self.run = RUN
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Future[Any]:
         self.jobs.append(args[0])
@@ -43,7 +46,7 @@ class Bench(Executor):
             path.write_bytes(b"x")
             uid = f"2.25.{len(self.jobs)}{number}"
             results.append(NewResult(uid, "1.2", "1.3", "1.2.840.10008.1.2.1", kind, "", str(path), 1))
-        self.futures[-1].set_result(Outcome(tuple(results), RUN))
+        self.futures[-1].set_result(Outcome(tuple(results), self.run))
 
 
 @pytest.fixture
@@ -245,6 +248,113 @@ def test_a_case_that_takes_the_node_down_time_and_again_is_held(
     held = ledger.case(case.id)
     assert held.state is State.HELD
     assert "stopped 10 times" in held.reason
+
+
+class Refusing(Bench):
+    """An executor that cannot make a process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Future[Any]:
+        raise OSError(12, "Cannot allocate memory")
+
+
+def test_a_process_that_cannot_be_made_is_a_failed_attempt_and_blocks_nothing(
+    config: Config, ledger: Ledger
+) -> None:
+    case = ready(ledger)
+    computer = Computer(config, ledger, Refusing())
+    computer.tick(1.0)
+    computer.tick(2.0)
+    stumbled = ledger.case(case.id)
+    assert (stumbled.state, stumbled.attempts) == (State.READY, 1)
+    assert "Cannot allocate memory" in stumbled.reason
+
+
+@pytest.mark.parametrize("end", ["results", "rejection", "failure", "time limit"])
+def test_a_ledger_that_is_locked_when_a_job_ends_hears_of_it_later(
+    end: str, computer: Computer, ledger: Ledger, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the case would stay COMPUTING, with no job, until the next start."""
+    case = ready(ledger)
+    computer.tick(1.0)
+    if end == "results":
+        bench.answer("RTDOSE")
+    elif end == "rejection":
+        bench.futures[0].set_exception(InputRejected("no", "Do"))
+    elif end == "failure":
+        bench.futures[0].set_exception(Transient("was killed"))
+    now = 101.0 if end == "time limit" else 2.0
+
+    def locked(*_: Any, **__: Any) -> None:
+        raise LedgerUnavailable("database is locked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "_decide", locked)
+        with pytest.raises(LedgerUnavailable):
+            computer.tick(now)
+    assert ledger.case(case.id).state is State.COMPUTING
+    computer.tick(now + 1)
+    expected = {"results": State.ENCODED, "rejection": State.HELD}.get(end, State.READY)
+    assert ledger.case(case.id).state is expected
+
+
+def test_a_full_disk_is_told_as_such(computer: Computer, ledger: Ledger, bench: Bench) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.futures[0].set_exception(OSError(28, "No space left on device", "/data/results/1/1/SR.part"))
+    computer.tick(2.0)
+    stumbled = ledger.case(case.id)
+    assert "No space left on device: /data/results/1/1/SR.part" in stumbled.reason
+    assert "data_dir" in stumbled.remedy
+    assert "report" not in stumbled.remedy
+
+
+def identity_of(config: Config, ledger: Ledger) -> str:
+    bench = Bench()
+    Computer(config, ledger, bench).tick(1.0)
+    return bench.jobs[0].identity
+
+
+def test_a_rebuilt_ledger_gives_the_same_uids_to_the_same_numbers_and_others_to_others(
+    config: Config, ledger: Ledger, tmp_path: Path
+) -> None:
+    """PACS keeps what it has under a UID: a recalculation with other settings must not reuse it."""
+    ready(ledger, "1.1")
+    first = identity_of(config, ledger)
+    rebuilt = Ledger.open(f"sqlite:///{tmp_path / 'rebuilt.sqlite3'}")
+    other = ready(rebuilt, "1.0")
+    rebuilt.begin(other.id, Event.CLAIM, "compute", 0.0)
+    ready(rebuilt, "1.1")
+    assert identity_of(config, rebuilt) == first
+    rebuilt.recover(2.0)
+    rebuilt.apply(other.id, Event.REJECT, 2.0)
+    recalibrated = config.model_copy(update={"dose": config.dose.model_copy(update={"max_attempts": 5})})
+    assert identity_of(recalibrated, rebuilt) != first
+    rebuilt.close()
+
+
+def test_the_same_inputs_computed_again_get_other_uids(
+    computer: Computer, ledger: Ledger, bench: Bench, config: Config
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.run = replace(RUN, config_sha256=config.sha256, software_version=__version__)
+    bench.answer("RTDOSE")
+    computer.tick(2.0)
+    ledger.apply(case.id, Event.RETRY, 3.0, inputs_sha256="")
+    assembled(ledger, case, 4.0, "digest")
+    computer.tick(5.0)
+    assert bench.jobs[1].identity != bench.jobs[0].identity
+
+
+def test_a_pause_that_a_set_back_clock_made_endless_is_none(
+    computer: Computer, ledger: Ledger, bench: Bench
+) -> None:
+    ready(ledger, at=1e9)
+    computer.tick(1e9)
+    bench.futures[0].set_exception(Transient("was killed"))
+    computer.tick(1e9 + 1)
+    computer.tick(1e9 - 3e7)
+    assert len(bench.jobs) == 2
 
 
 def test_a_rerun_names_what_was_sent_before(computer: Computer, ledger: Ledger, bench: Bench) -> None:

@@ -221,9 +221,34 @@ def test_a_data_dir_that_cannot_be_made_names_the_setting(tmp_path: Path) -> Non
         prepare_data_dir(parse({"node": {"data_dir": str(tmp_path / "file" / "data")}}))
 
 
+def test_a_second_node_on_the_same_data_is_refused_and_touches_nothing(config: Config, clock: Clock) -> None:
+    first = Daemon(config, clock, executor=HereAndNow())
+    first.start()
+    half = config.node.data_dir / "spool" / "1.2.3" / "1.2.3.4.dcm.part"
+    half.parent.mkdir()
+    half.write_bytes(b"being received")
+    second = Daemon(config, clock, executor=HereAndNow())
+    with pytest.raises(ConfigurationError, match=r"another node uses \[node\] data_dir .*process \d+"):
+        second.start()
+    assert half.exists()
+    first.stop()
+    second.start()
+    assert not half.exists()
+    second.stop()
+
+
+def test_a_port_that_is_taken_names_the_setting(config: Config, clock: Clock) -> None:
+    with socket.create_server(("127.0.0.1", config.node.port)):
+        daemon = Daemon(config, clock, executor=HereAndNow())
+        with pytest.raises(ConfigurationError, match=rf"\[node\] port {config.node.port} .* cannot be"):
+            daemon.start()
+        daemon.stop()
+
+
 def test_a_stage_that_fails_is_tried_again_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def broken(_now: float) -> None:
         raise LedgerUnavailable("the ledger does not answer", "Check the disk")
 
     guarded(broken, lambda: 0.0)
     assert "tried again" in caplog.text
+    assert "Traceback" not in caplog.text

@@ -164,6 +164,18 @@ def test_nothing_is_tried_before_its_time(ledger: Ledger, tmp_path: Path, down: 
         assert down.associations == 0
 
 
+def test_a_clock_that_was_set_back_ends_every_pause(
+    ledger: Ledger, tmp_path: Path, down: StandinPacs
+) -> None:
+    case = case_for(ledger, tmp_path, down)
+    stage = deliverer(config_for(tmp_path, down), ledger)
+    stage.tick(1e9)
+    assert ledger.case(case.id).next_attempt_at > 1e9
+    with down:
+        stage.tick(1e9 - 3e7)
+    assert ledger.case(case.id).state is State.DONE
+
+
 def test_pauses_double_from_attempt_to_attempt(ledger: Ledger, tmp_path: Path, down: StandinPacs) -> None:
     case = case_for(ledger, tmp_path, down)
     stage = deliverer(config_for(tmp_path, down, first_retry_s=30.0, max_retry_s=100.0), ledger)

@@ -16,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode import encode
 from dicomnode.findings import EncodingSettings, Findings, ResultKind
-from dicomnode.result_header import IMPLEMENTATION_CLASS_UID
+from dicomnode.implementation import IMPLEMENTATION_CLASS_UID
 from tests.dicomnode.synthetic_findings import (
     DIRECTIONS,
     NOW,

@@ -454,6 +454,27 @@ def test_an_object_that_arrives_while_results_are_sent_makes_them_outdated(ledge
     assert computed(ledger, case, 5.0, "1.6", inputs="more").predecessor_id == run.id
 
 
+def test_a_clock_that_is_set_back_hides_no_object_that_arrives_while_results_are_sent(ledger: Ledger) -> None:
+    case = received(ledger)
+    run = computed(ledger, case, 1000.0, "1.5")
+    attempt = ledger.begin(case.id, Event.SEND, "deliver", 1001.0)
+    ledger.add_instances([instance(number=2, at=500.0)], 500.0)
+    assert events(ledger, case)[-1] == (Event.INSTANCE, State.SENDING)
+    accept_all(ledger, run, 501.0)
+    assert ledger.delivered(attempt, run, 502.0).state is State.COLLECTING
+
+
+def test_a_remedy_names_commands_that_can_be_typed_as_they_stand(ledger: Ledger) -> None:
+    case = received(ledger)
+    remedy = "`dicomnode show` tells: `dicomnode discard` one, then `dicomnode retry`, or `dicomnode retry 7`"
+    held = ledger.apply(case.id, Event.REJECT, 1.0, reason="r", remedy=remedy)
+    assert held.remedy == (
+        f"`dicomnode show {case.id}` tells: `dicomnode discard {case.id} --series UID` one, "
+        f"then `dicomnode retry {case.id}`, or `dicomnode retry 7`"
+    )
+    assert ledger.story(case.id)[-1].remedy == held.remedy
+
+
 def test_the_predecessor_is_the_newest_run_that_may_have_left_the_node(ledger: Ledger) -> None:
     case = received(ledger)
     first = computed(ledger, case, 1.0, "1.5")

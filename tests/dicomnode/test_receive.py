@@ -255,6 +255,9 @@ def test_the_same_pixels_in_another_transfer_syntax_are_the_same_object(tmp_path
         {"PixelSpacing": [1, 1.5]},
         {"RescaleSlope": 2},
         {"SeriesInstanceUID": "1.2.3.4"},
+        {"ImageType": ["DERIVED", "SECONDARY"]},
+        {"SliceVector": [2, 1]},
+        {"TimezoneOffsetFromUTC": "+0200"},
     ],
     ids=lambda changes: next(iter(changes)),
 )

@@ -17,6 +17,7 @@ from pynetdicom.pdu import P_DATA_TF
 from dicomnode import send as send_module
 from dicomnode.config import Peer
 from dicomnode.errors import NodeError, Transient
+from dicomnode.implementation import IMPLEMENTATION_CLASS_UID
 from dicomnode.send import Answer, Outgoing, Verdict, echo, send
 from dicomnode.standin_pacs import StandinPacs
 from tests.dicomnode.results_on_disk import write_object
@@ -197,6 +198,21 @@ def test_a_peer_that_stops_reading_is_given_up_after_the_timeout(tmp_path: Path)
         finally:
             thaw.set()
     assert [a.verdict for a in heard] == [Verdict.UNANSWERED]
+
+
+def test_an_answer_is_left_to_the_one_who_waits_for_it(pacs: StandinPacs) -> None:
+    """pynetdicom's thread of the association looks for requests of the peer and would drop the answer."""
+    verification = [(send_module.VERIFICATION_SOP_CLASS, "1.2.840.10008.1.2")]
+    with send_module._association(peer_of(pacs), "NODE", TIMEOUT_S, verification) as association:
+        association.dimse.msg_queue.put((1, "the answer"))  # type: ignore[arg-type]
+        assert association.dimse.get_msg(block=False) == (None, None)
+        assert association.dimse.get_msg(block=True) == (1, "the answer")
+
+
+def test_the_association_names_this_software(pacs: StandinPacs) -> None:
+    verification = [(send_module.VERIFICATION_SOP_CLASS, "1.2.840.10008.1.2")]
+    with send_module._association(peer_of(pacs), "NODE", TIMEOUT_S, verification) as association:
+        assert association.requestor.implementation_class_uid == IMPLEMENTATION_CLASS_UID
 
 
 def test_a_large_object_is_streamed_from_disk(tmp_path: Path) -> None:

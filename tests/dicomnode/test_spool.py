@@ -193,6 +193,19 @@ def test_a_conflict_that_the_ledger_does_not_take_is_told_again(
         assert "PixelData" in node.ledger.case(case).conflict
 
 
+def test_a_conflict_whose_case_is_not_there_yet_is_told_again(tmp_path: Path) -> None:
+    """Two associations bring both objects between the two halves of one flush."""
+    dataset = ct_slice()
+    other = copy.deepcopy(dataset)
+    other.PixelData = bytes(48)
+    with running_node(tmp_path) as node:
+        store(node, dataset)
+        store(node, other)
+        node.intake._flush_conflicts(NOW)
+        (case,) = node.intake.flush(NOW)
+        assert "PixelData" in node.ledger.case(case).conflict
+
+
 def test_a_node_that_cannot_ask_its_ledger_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
