@@ -24,6 +24,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any, cast
 
 from pydicom.dataset import Dataset
@@ -38,6 +39,8 @@ from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationSocket, RequestHandler, ThreadedAssociationServer
 
+from dicomnode.command_set import LAST_COMMAND_FRAGMENT, P_DATA_TF, c_store_rq, c_store_rsp
+
 log = logging.getLogger(__name__)
 
 # How long a thread sleeps when nothing wakes it: the grain of the timeouts, not a latency.
@@ -46,12 +49,8 @@ _IDLE_S = 0.1
 _MAX_PDU_BYTES = 1 << 21
 # How often the listening thread looks whether it should stop.
 POLL_S = 0.1
-_P_DATA_TF = 0x04
-_LAST_COMMAND_FRAGMENT = 0x03  # PS3.8 E.2
-_C_STORE_RSP = 0x8001
-_NO_DATA_SET = 0x0101
-# Two PDUs of the usual 128 KiB: few system calls, each of which lets other threads in between.
-_READ_AHEAD_BYTES = 1 << 18
+# Four PDUs of the usual 128 KiB: few system calls, each of which lets other threads in between.
+_READ_AHEAD_BYTES = 1 << 19
 _FOREVER_S = 3e7
 # Connections that have not said who they are.
 _MAX_SILENT = 64
@@ -113,7 +112,7 @@ class _DUL(DULServiceProvider):
         """
         connection = cast(_Socket, self.socket)
         try:
-            if self.state_machine.current_state != "Sta6" or not connection.begins_with(_P_DATA_TF):
+            if self.state_machine.current_state != "Sta6" or not connection.begins_with(P_DATA_TF):
                 super()._read_pdu_data()
                 return
             content = connection.recv_pdu()
@@ -173,6 +172,37 @@ class _DIMSE(DIMSEServiceProvider):
     def __init__(self, assoc: _Association) -> None:
         super().__init__(assoc)
         self.msg_queue = _Messages(assoc)
+        self._store: C_STORE | None = None
+        self._store_context = 0
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Put C-STORE requests together here; leave every other message to pynetdicom.
+
+        Decoding a command set into a pydicom data set takes longer than writing a slice.
+        """
+        values = primitive.presentation_data_value_list
+        for number, (context_id, fragment) in enumerate(values):
+            if self.message is not None or not self._take(context_id, fragment):
+                del values[:number]
+                super().receive_primitive(primitive)
+                return
+
+    def _take(self, context_id: int, fragment: bytes) -> bool:
+        """Part of a C-STORE request. returns: False when it is not."""
+        control = fragment[0]
+        if self._store is None:
+            if control & LAST_COMMAND_FRAGMENT != LAST_COMMAND_FRAGMENT:
+                return False
+            self._store, self._store_context = c_store_rq(fragment[1:]), context_id
+            return self._store is not None
+        if control & 1 or context_id != self._store_context:
+            raise ValueError("a command or another context's data came in the middle of a data set")
+        data = cast(BytesIO, self._store.DataSet)
+        data.write(fragment[1:])
+        if control & 2:
+            request, self._store = self._store, None
+            self.msg_queue.put((context_id, request))
+        return True
 
     def get_msg(self, block: bool = False) -> Any:
         if block:
@@ -246,10 +276,10 @@ class _Socket(AssociationSocket):
         return True
 
     def _make_room(self, wanted: int) -> None:
-        kept = bytes(self._buffer[self._start : self._end])
+        kept = self._buffer[self._start : self._end]
         if wanted > len(self._buffer):
             self._buffer = memoryview(bytearray(wanted + _READ_AHEAD_BYTES))
-        self._buffer[: len(kept)] = kept
+        self._buffer[: len(kept)] = kept  # may overlap: memoryview moves as memmove does
         self._start, self._end = 0, len(kept)
 
 
@@ -284,7 +314,7 @@ class _Association(Association):
             attributes = {"request": request, "context": context.as_tuple}
             status = evt.trigger(self, evt.EVT_C_STORE, attributes)
             # PS3.8 table 9-10, Evt9 in Sta6: action DT-1, which stays in Sta6.
-            cast(_Socket, self.dul.socket).send(_c_store_rsp(request, context_id, cast(Dataset, status)))
+            cast(_Socket, self.dul.socket).send(c_store_rsp(request, context_id, cast(Dataset, status)))
         except Exception:
             log.exception("answering %s failed: aborted", self.requestor.ae_title)
             self._abort_nonblocking()  # the blocking one would wait for this very thread
@@ -307,35 +337,6 @@ class _Association(Association):
             self.abort()
             return
         super()._serve_request(msg, context_id)
-
-
-def _c_store_rsp(request: C_STORE, context_id: int, status: Dataset) -> bytes:
-    """A P-DATA-TF with the answer (PS3.7 9.3.1.2, PS3.8 9.3.5), encoded by hand: pydicom takes as long
-    for it as the disk takes for the object. status: Status, and ErrorComment where there is one."""
-    comment = str(status.get("ErrorComment", ""))
-    command = b"".join(
-        (
-            _text_element(0x0002, str(request.AffectedSOPClassUID), "\0"),
-            _short_element(0x0100, _C_STORE_RSP),
-            _short_element(0x0120, request.MessageID or 0),
-            _short_element(0x0800, _NO_DATA_SET),
-            _short_element(0x0900, status.Status),
-            _text_element(0x0902, comment, " ") if comment else b"",
-            _text_element(0x1000, str(request.AffectedSOPInstanceUID), "\0"),
-        )
-    )
-    command = struct.pack("<HHLL", 0, 0, 4, len(command)) + command
-    value = struct.pack(">LBB", len(command) + 2, context_id, _LAST_COMMAND_FRAGMENT) + command
-    return struct.pack(">BxL", _P_DATA_TF, len(value)) + value
-
-
-def _short_element(number: int, value: int) -> bytes:
-    return struct.pack("<HHLH", 0, number, 2, value)
-
-
-def _text_element(number: int, text: str, padding: str) -> bytes:
-    value = (text + padding * (len(text) % 2)).encode("ascii", "replace")
-    return struct.pack("<HHL", 0, number, len(value)) + value
 
 
 class _Handler(RequestHandler):

@@ -255,7 +255,8 @@ def _require_overlap(report: ResamplingReport, limit: float) -> None:
             f"SPECT and CT overlap too little: {report.within_ct_mbq:.4g} MBq lie inside the CT and "
             f"{report.outside_ct_mbq:.4g} MBq ({share:.1%}) outside; at most {limit:.1%} may",
             "Check that SPECT and CT are of one session and bed position and that the positions in both "
-            "headers are right; where the CT shows a part of the patient on purpose, raise [dose] max_outside_ct",
+            "headers are right; where the CT shows a part of the patient on purpose, raise "
+            "[dose] max_outside_ct",
         )
 
 

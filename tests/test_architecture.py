@@ -22,6 +22,7 @@ DOORS = {
     "pynetdicom": (
         "dicomnode.receive",
         "dicomnode.transport",
+        "dicomnode.command_set",
         "dicomnode.contexts",
         "dicomnode.defects",
         "dicomnode.conformance",

@@ -1,0 +1,91 @@
+"""C-STORE requests are put together here; everything else is pynetdicom's."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom.sop_class import Verification
+
+from dicomnode.command_set import c_store_rq
+from tests.dicomnode.modality import association, ct_slice, encoded, running_node, send, store
+
+CLASS, INSTANCE = b"1.2.840.10008.5.1.4.1.1.2\0", b"1.2.3.4\0"
+
+
+def element(number: int, value: bytes) -> bytes:
+    return struct.pack("<HHL", 0, number, len(value)) + value
+
+
+def command(**changes: bytes | None) -> bytes:
+    """A C-STORE-RQ; `changes` replace its elements by name, None leaves one out."""
+    numbers = {
+        "uid": 0x0002,
+        "field": 0x0100,
+        "id": 0x0110,
+        "priority": 0x0700,
+        "data": 0x0800,
+        "instance": 0x1000,
+    }
+    values: dict[str, bytes | None] = {
+        "uid": CLASS, "field": b"\1\0", "id": b"\7\0", "priority": b"\0\0", "data": b"\0\0", "instance": INSTANCE,
+    }  # fmt: skip
+    values |= changes
+    body = b"".join(element(numbers[name], value) for name, value in values.items() if value is not None)
+    return element(0x0000, struct.pack("<L", len(body))) + body
+
+
+def test_a_sound_request_is_read_as_the_standard_says() -> None:
+    request = c_store_rq(command())
+    assert request is not None
+    assert request.is_valid_request
+    assert (request.MessageID, request.Priority) == (7, 0)
+    assert (request.AffectedSOPClassUID, request.AffectedSOPInstanceUID) == (CTImageStorage, "1.2.3.4")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        command(field=b"\x30\0"),  # C-ECHO-RQ
+        command(data=b"\1\1"),  # says that no data set follows
+        command(data=None),
+        command(uid=None),
+        command(instance=b"../../etc/passwd"),
+        command(instance=b"1." * 40),
+        command(id=None),
+        command(id=b"\7\0\0\0"),
+        command()[:-3],
+        b"",
+        b"\x08\0\x16\0\4\0\0\0abcd",  # not group 0000
+    ],
+)
+def test_whatever_else_is_left_to_pynetdicom(broken: bytes) -> None:
+    assert c_store_rq(broken) is None
+
+
+def test_an_echo_between_two_objects_disturbs_neither(tmp_path: Path) -> None:
+    """Both ways of putting a message together on one association."""
+    first, second = ct_slice(), ct_slice()
+    contexts = ((CTImageStorage, ExplicitVRLittleEndian), (Verification, ExplicitVRLittleEndian))
+    with running_node(tmp_path) as node, association(node.port, *contexts) as assoc:
+        answers = [send(assoc, encoded(first), first.SOPInstanceUID).Status]
+        answers.append(assoc.send_c_echo().Status)
+        answers.append(send(assoc, encoded(second), second.SOPInstanceUID).Status)
+        assert answers == [0, 0, 0]
+        assert len(node.files) == 2
+
+
+def test_a_command_in_the_middle_of_a_data_set_ends_that_association_alone(tmp_path: Path) -> None:
+    with running_node(tmp_path) as node:
+        with association(node.port) as assoc:
+            value = command(uid=str(CTImageStorage).encode() + b"\0")
+            pdv = struct.pack(">LBB", len(value) + 2, assoc.accepted_contexts[0].context_id, 3) + value
+            assert assoc.dul.socket is not None
+            assert assoc.dul.socket.socket is not None
+            assoc.dul.socket.socket.sendall(struct.pack(">BxL", 4, 2 * len(pdv)) + pdv + pdv)
+            assoc.dul.join(10)
+            assert not assoc.dul.is_alive()
+        assert store(node, ct_slice()) == 0
+        assert len(node.files) == 1
