@@ -21,19 +21,16 @@ def element(number: int, value: bytes) -> bytes:
 
 def command(**changes: bytes | None) -> bytes:
     """A C-STORE-RQ; `changes` replace its elements by name, None leaves one out."""
-    numbers = {
-        "uid": 0x0002,
-        "field": 0x0100,
-        "id": 0x0110,
-        "priority": 0x0700,
-        "data": 0x0800,
-        "instance": 0x1000,
+    sound: dict[str, tuple[int, bytes]] = {
+        "uid": (0x0002, CLASS),
+        "field": (0x0100, b"\1\0"),
+        "id": (0x0110, b"\7\0"),
+        "priority": (0x0700, b"\0\0"),
+        "data": (0x0800, b"\0\0"),
+        "instance": (0x1000, INSTANCE),
     }
-    values: dict[str, bytes | None] = {
-        "uid": CLASS, "field": b"\1\0", "id": b"\7\0", "priority": b"\0\0", "data": b"\0\0", "instance": INSTANCE,
-    }  # fmt: skip
-    values |= changes
-    body = b"".join(element(numbers[name], value) for name, value in values.items() if value is not None)
+    values = [(number, changes.get(name, value)) for name, (number, value) in sound.items()]
+    body = b"".join(element(number, value) for number, value in values if value is not None)
     return element(0x0000, struct.pack("<L", len(body))) + body
 
 
