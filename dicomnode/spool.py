@@ -40,6 +40,9 @@ _PREFIX = b"DICM"
 _SYNC_THREADS = 16
 _FILE_MODE = 0o640
 _FOLDER_MODE = 0o750
+# The kernel sets memory aside in pieces of a write's size, and large pieces are slow to find where memory
+# is scattered: half-megabyte writes took twice the system time of these.
+_WRITE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,13 +299,10 @@ def _write(path: Path, parts: Sequence[bytes | memoryview], syncs: Executor | No
 
 
 def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
-    written = os.writev(descriptor, parts)
-    # One call takes 2 GiB at most, and less from a disk that is filling up.
     for data in parts:
-        view = memoryview(data)[min(written, len(data)) :]
-        written -= len(data) - len(view)
+        view = memoryview(data)
         while view:
-            view = view[os.write(descriptor, view) :]
+            view = view[os.write(descriptor, view[:_WRITE_BYTES]) :]
 
 
 def _sync_folder(folder: Path) -> None:
