@@ -30,7 +30,6 @@ from dicomnode.findings import (
     Provenance,
     ResultKind,
     RoiFindings,
-    RoiKind,
 )
 from dicomnode.job import Job, Outcome
 from dicomnode.records import NewResult, NewRun
@@ -54,7 +53,12 @@ ALGORITHMS = {
     "dvk": (
         "Dose-voxel-kernel convolution",
         "density scaling 1.04/rho of the soft-tissue dose; 0 below 0.1 g/cm3",
-        ("density_scaling=1.04/rho", "zero_below_g_per_cm3=0.1", "kernel=PENELOPE soft tissue 1.04 g/cm3"),
+        (
+            "density_scaling=1.04/rho",
+            "zero_below_g_per_cm3=0.1",
+            "kernel=PENELOPE soft tissue 1.04 g/cm3",
+            "statistics=over voxels, not weighted by mass",
+        ),
     ),
 }
 
@@ -197,7 +201,7 @@ def _engine_map(map_: DoseRate) -> EngineMap:
 
 def _roi_findings(region: Region, sources: dict[str, InstanceReference]) -> RoiFindings:
     source = None if region.roi is None else sources.get(region.roi.source_uid)
-    return RoiFindings(region.name, RoiKind(region.kind), region.mask, region.statistics, source)
+    return RoiFindings(region.name, region.kind, region.mask, region.statistics, source)
 
 
 def _provenance(config: Config, spect: SpectImage, dosimetry: Dosimetry) -> Provenance:

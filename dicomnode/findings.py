@@ -19,7 +19,7 @@ from pydicom import Dataset
 
 from pipeline.decay import Nuclide
 from pipeline.errors import InputRejected
-from pipeline.histogram import RoiStatistics
+from pipeline.histogram import RegionKind, RoiStatistics
 from pipeline.volume import Volume
 
 
@@ -30,14 +30,6 @@ class ResultKind(StrEnum):
     RTDOSE = "RTDOSE"
     PM = "PM"
     SR = "SR"
-
-
-class RoiKind(StrEnum):
-    """Where a region comes from."""
-
-    BODY = "body"
-    FIELD_OF_VIEW = "field of view"
-    ROI = "roi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +115,7 @@ class RoiFindings:
     """
 
     name: str
-    kind: RoiKind
+    kind: RegionKind
     mask: NDArray[np.bool_]
     statistics: dict[str, RoiStatistics]
     source: InstanceReference | None = None

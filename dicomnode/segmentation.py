@@ -12,7 +12,7 @@ import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
 
-from dicomnode.findings import EncodingSettings, Findings, RoiFindings, RoiKind
+from dicomnode.findings import EncodingSettings, Findings, RoiFindings
 from dicomnode.frames import affine, frames
 from dicomnode.result_header import (
     ResultIdentity,
@@ -24,6 +24,7 @@ from dicomnode.result_header import (
     without_identity,
 )
 from dicomnode.vocabulary import SEGMENT_PROPERTY, SEGMENTATION_FAMILY
+from pipeline.histogram import RegionKind
 
 GEOMETRY = (
     *("Rows", "Columns", "PixelSpacing", "SliceThickness", "Modality"),
@@ -31,12 +32,15 @@ GEOMETRY = (
 )
 # How a region came about; the node itself draws none by hand.
 _ALGORITHM = {
-    RoiKind.BODY: (hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, "Body: largest region above -400 HU"),
-    RoiKind.FIELD_OF_VIEW: (hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, "Common field of SPECT and CT"),
-    RoiKind.ROI: (hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC, "Given region on the dose grid"),
+    RegionKind.BODY: (hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC, "Body: largest region above -400 HU"),
+    RegionKind.FIELD_OF_VIEW: (
+        hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        "Part of the body in the field of SPECT and CT",
+    ),
+    RegionKind.ROI: (hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC, "Given region on the dose grid"),
 }
 # sRGB; the body and the field stay pale, regions go round the rest.
-_PALE = {RoiKind.BODY: (200, 200, 200), RoiKind.FIELD_OF_VIEW: (150, 180, 200)}
+_PALE = {RegionKind.BODY: (200, 200, 200), RegionKind.FIELD_OF_VIEW: (150, 180, 200)}
 _COLOURS = ((230, 85, 65), (70, 150, 80), (75, 115, 190), (240, 170, 60), (145, 95, 175), (60, 175, 175))
 
 
@@ -118,6 +122,6 @@ def _description(number: int, roi: RoiFindings, tracking_uid: str, version: str)
     )
 
 
-def _colour(number: int, kind: RoiKind) -> hd.color.CIELabColor:
+def _colour(number: int, kind: RegionKind) -> hd.color.CIELabColor:
     red, green, blue = _PALE.get(kind, _COLOURS[number % len(_COLOURS)])
     return hd.color.CIELabColor.from_rgb(red, green, blue)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pydicom import Dataset
 from pydicom.sr.coding import Code
 
-from dicomnode.findings import RoiKind
+from pipeline.histogram import RegionKind
 
 PRIVATE_SCHEME = "99RNT"
 PRIVATE_SCHEME_NAME = "dicomnode radionuclide therapy"
@@ -66,12 +66,15 @@ PROVENANCE = _private("PROVENANCE", "Provenance")
 
 # What a segment is: (category, type); PS3.16 CID 7150, 7151.
 SEGMENT_PROPERTY = {
-    RoiKind.BODY: (Code("91723000", "SCT", "Anatomical Structure"), Code("38266002", "SCT", "Entire body")),
-    RoiKind.FIELD_OF_VIEW: (
-        Code("309825002", "SCT", "Spatial and Relational Concept"),
-        _private("FOV", "Common field of view of SPECT and CT"),
+    RegionKind.BODY: (
+        Code("91723000", "SCT", "Anatomical Structure"),
+        Code("38266002", "SCT", "Entire body"),
     ),
-    RoiKind.ROI: (Code("85756007", "SCT", "Tissue"), Code("85756007", "SCT", "Tissue")),
+    RegionKind.FIELD_OF_VIEW: (
+        Code("309825002", "SCT", "Spatial and Relational Concept"),
+        _private("FOV", "Part of the body in the field of view of SPECT and CT"),
+    ),
+    RegionKind.ROI: (Code("85756007", "SCT", "Tissue"), Code("85756007", "SCT", "Tissue")),
 }
 # PS3.16 CID 7162: thresholds, connected regions and filled holes.
 SEGMENTATION_FAMILY = Code("123104", "DCM", "Morphological Operations")

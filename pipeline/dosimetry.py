@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ from pipeline.density import hu_to_density
 from pipeline.dose_rate import AIR_BELOW_G_PER_CM3, DoseRate, engine
 from pipeline.errors import InputRejected
 from pipeline.grid import ResamplingReport, activity_onto, resample
-from pipeline.histogram import RoiStatistics, roi_statistics
+from pipeline.histogram import RegionKind, RoiStatistics, roi_statistics
 from pipeline.lattice import active_box, coarser, crop_box, field_of_view, recut, union_grid
 from pipeline.plausibility import Plausibility, plausibility
 from pipeline.rois import Roi
@@ -40,14 +39,6 @@ UNSEEN_FROM = 0.01
 Mask = NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 Progress = Callable[[str, float], None]
-
-
-class RegionKind(StrEnum):
-    """Where a region comes from."""
-
-    BODY = "body"
-    FIELD_OF_VIEW = "field of view"
-    ROI = "roi"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ voxel counts alike: voxels are of one size, and air inside a region counts with 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,14 @@ Mask = NDArray[np.bool_]
 Float64 = NDArray[np.float64]
 
 HISTOGRAM_LEVELS = 200
+
+
+class RegionKind(StrEnum):
+    """Where a region comes from."""
+
+    BODY = "body"
+    FIELD_OF_VIEW = "field of view"
+    ROI = "roi"
 
 
 @dataclass(frozen=True, slots=True)

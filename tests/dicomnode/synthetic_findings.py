@@ -18,10 +18,9 @@ from dicomnode.findings import (
     Provenance,
     ResultKind,
     RoiFindings,
-    RoiKind,
 )
 from pipeline.decay import nuclide
-from pipeline.histogram import roi_statistics
+from pipeline.histogram import RegionKind, roi_statistics
 from pipeline.volume import Grid, Volume
 
 STUDY = "1.2.826.0.1.3680043.8.498.1"
@@ -127,11 +126,11 @@ def regions(on: Grid, maps: tuple[EngineMap, ...], names: tuple[str, ...] = ("Ki
     field = np.ones(on.shape, bool)
     body = field.copy()
     body[:, 0] = False
-    masks = [("Field of view", RoiKind.FIELD_OF_VIEW, field), ("Body", RoiKind.BODY, body)]
+    masks = [("Field of view", RegionKind.FIELD_OF_VIEW, field), ("Body", RegionKind.BODY, body)]
     for number, name in enumerate(names):
         mask = np.zeros(on.shape, bool)
         mask[1:4, 2:5, 1 : 4 + number] = True
-        masks.append((name, RoiKind.ROI, mask))
+        masks.append((name, RegionKind.ROI, mask))
     density = Volume(np.full(on.shape, 1.04, np.float32), on, "g/cm3")
     return tuple(
         RoiFindings(
@@ -144,7 +143,7 @@ def regions(on: Grid, maps: tuple[EngineMap, ...], names: tuple[str, ...] = ("Ki
                 )
                 for m in maps
             },
-            RTSTRUCT if kind is RoiKind.ROI else None,
+            RTSTRUCT if kind is RegionKind.ROI else None,
         )
         for name, kind, mask in masks
     )

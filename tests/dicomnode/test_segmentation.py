@@ -11,9 +11,10 @@ import pydicom
 import pytest
 
 from dicomnode import segmentation
-from dicomnode.findings import Findings, RoiFindings, RoiKind
+from dicomnode.findings import Findings, RoiFindings
 from dicomnode.result_header import ResultIdentity
 from pipeline.errors import InputRejected
+from pipeline.histogram import RegionKind
 from tests.dicomnode.synthetic_findings import DIRECTIONS, FRAME, NOW, SETTINGS, ct_headers, findings
 
 IDENTITY = ResultIdentity("2.25.200", "2.25.201", 9000, "Lu-177 dose rate regions")
@@ -126,4 +127,4 @@ def test_demographics_that_break_a_rule_do_not_stop_the_result(tmp_path: Path) -
 def test_a_region_without_voxels_is_refused() -> None:
     """It could be neither measured nor shown."""
     with pytest.raises(InputRejected, match="no voxel"):
-        RoiFindings("Ghost", RoiKind.ROI, np.zeros((2, 2, 2), bool), {})
+        RoiFindings("Ghost", RegionKind.ROI, np.zeros((2, 2, 2), bool), {})
