@@ -104,7 +104,7 @@ class Orthanc:
         finally:
             association.release()
         assert answers[-1][0].Status == 0x0000
-        return [identifier for status, identifier in answers if status.Status in (0xFF00, 0xFF01)]
+        return [found for status, found in answers if found is not None and status.Status in (0xFF00, 0xFF01)]
 
     def held(self, study_uid: str) -> dict[str, int]:
         """Modality → number of instances that the PACS has of a study."""
