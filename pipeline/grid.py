@@ -1,7 +1,7 @@
 """Volumes from one grid onto another. The only module that imports SimpleITK.
 
 Onto a lattice with parallel axes the mean over each target voxel is exact (`pipeline.averaging`). A
-tilted volume is first laid straight by linear interpolation at half its spacing; its direction cosines
+tilted volume is first laid straight by linear interpolation at a third of its spacing; its direction cosines
 are never rounded. Nothing is ever renormalised: what is lost is measured and reported.
 """
 
@@ -23,6 +23,9 @@ from pipeline.volume import Grid, Volume
 CONSERVED_WITHIN = 0.005
 """Largest relative difference of the activity in the common volume that is accepted."""
 
+# A tilted volume is laid straight, and measured, at a third of its spacing: at half of it the second
+# interpolation moved 0.5 % of a small hot spot across the face of the CT that cut it.
+_TILTED_PARTS = 3
 _FINE_ENOUGH_MM = 3.0  # a lattice finer than this is not subdivided before it is laid straight
 
 
@@ -117,7 +120,8 @@ def activity_within(activity: Volume, box: Grid) -> float:
 
     Cells that the box cuts count with the part of them that lies inside.
     """
-    fine = averaged(activity, _subdivided(activity.grid))
+    tilted = not parallel(activity.grid, box)
+    fine = averaged(activity, _subdivided(activity.grid, _TILTED_PARTS if tilted else 2))
     inside = np.ones(fine.grid.shape, dtype=np.float32)
     steps = np.linalg.solve(box.affine[:3, :3], fine.grid.affine[:3, :3])
     for axis, n in enumerate(box.shape):
@@ -141,9 +145,9 @@ def _require_conserved(difference: float, expected_bq: float) -> None:
         )
 
 
-def _subdivided(grid: Grid) -> Grid:
-    """The same box with coarse axes cut in half: a tilted cell then loses little by interpolation."""
-    parts = [2 if spacing >= _FINE_ENOUGH_MM else 1 for spacing in grid.spacing_mm]
+def _subdivided(grid: Grid, finer: int = 2) -> Grid:
+    """The same box with coarse axes cut into parts: a tilted cell then loses little by interpolation."""
+    parts = [finer if spacing >= _FINE_ENOUGH_MM else 1 for spacing in grid.spacing_mm]
     z, y, x = (n * part for n, part in zip(grid.shape, parts, strict=True))
     dz, dy, dx = (spacing / part for spacing, part in zip(grid.spacing_mm, parts, strict=True))
     return recentred(grid, (z, y, x), (dz, dy, dx))
@@ -154,7 +158,7 @@ def _laid_straight(volume: Volume, along: Grid, outside: float) -> Volume:
 
     Whole fractions of the source's spacing keep Σ φ constant, and with it the integral.
     """
-    fine = _subdivided(volume.grid)
+    fine = _subdivided(volume.grid, _TILTED_PARTS)
     cosines = np.abs(np.asarray(along.direction) @ np.asarray(volume.grid.direction).T)
     z, y, x = (fine.spacing_mm[of] for of in np.argmax(cosines, axis=1))
     axes = replace(along, shape=(1, 1, 1), spacing_mm=(z, y, x))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.averaging import overlap_weights
@@ -93,6 +93,7 @@ def test_activity_is_conserved_onto_finer_and_coarser_lattices(degrees: float, s
     degrees=st.floats(-20, 20),
     about=st.integers(0, 2),
 )
+@example(centre=(48.0, 59.0, 0.0), degrees=16.0, about=2)
 def test_the_common_volume_keeps_its_activity_wherever_the_ct_cuts_it(
     centre: tuple[float, float, float], degrees: float, about: int
 ) -> None:
