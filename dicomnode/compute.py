@@ -77,9 +77,7 @@ class Computer:
         """After a start: queue what the last run left computing and remove its half-made files."""
         for case in self._ledger.recover(now):
             log.info("case %d was computing when the node stopped: queued again", case.id)
-        finished = {
-            a.id for c in self._ledger.cases() for a in self._ledger.attempts(c.id) if a.outcome == "ok"
-        }
+        finished = self._ledger.finished_attempts()
         for folder in (self._config.node.data_dir / "results").glob("*/*"):
             if not (folder.name.isdigit() and int(folder.name) in finished):
                 shutil.rmtree(folder, ignore_errors=True)

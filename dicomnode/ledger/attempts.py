@@ -67,6 +67,11 @@ class Attempts(Database):
             ).all()
         return [to_record(Attempt, row) for row in rows]
 
+    def finished_attempts(self) -> set[int]:
+        """Ids of all attempts of all cases that ended well."""
+        with self._read() as connection:
+            return set(connection.execute(select(ATTEMPTS.c.id).where(ATTEMPTS.c.outcome == "ok")).scalars())
+
     def recover(self, now: float) -> list[Case]:
         """After a start: attempts that the last run left open are closed and their cases queued.
 
