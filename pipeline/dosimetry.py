@@ -20,7 +20,8 @@ from pipeline.body import Body, find_body
 from pipeline.ct import AIR_HU
 from pipeline.dataset import seconds_between
 from pipeline.density import hu_to_density
-from pipeline.dose_rate import AIR_BELOW_G_PER_CM3, DoseRate, engine
+from pipeline.dose_rate import AIR_BELOW_G_PER_CM3, DoseRate, DoseRequest
+from pipeline.engines import engine
 from pipeline.errors import InputRejected
 from pipeline.grid import ResamplingReport, activity_onto, resample
 from pipeline.histogram import RegionKind, RoiStatistics, roi_statistics
@@ -43,7 +44,7 @@ Progress = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class DosimetrySettings:
-    """What a site decides. engines: names in `pipeline.dose_rate.ENGINES`.
+    """What a site decides. engines: names in `pipeline.engines.ENGINES`.
 
     grid_spacing_mm: (z, y, x) of the dose grid, never finer than the CT; None: the CT's own.
     plausibility_limit: largest accepted (found / administered) activity.
@@ -154,7 +155,8 @@ def _maps(
         def told(what: str, part: float, number: int = number, name: str = name) -> None:
             progress(f"{name}: {what}", 0.3 + 0.6 * (number + part) / len(settings.engines))
 
-        maps.append(engine(name)(activity, density, spect.nuclide, settings.device, told))
+        request = DoseRequest(activity, density, spect.nuclide, settings.device)
+        maps.append(engine(name)(request, told))
     return tuple(maps)
 
 

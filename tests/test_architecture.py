@@ -42,6 +42,8 @@ WITHOUT_PYDICOM = (
     "pipeline.kernels",
     "pipeline.convolve",
     "pipeline.dose_rate",
+    "pipeline.dvk",
+    "pipeline.engines",
     "pipeline.histogram",
     "pipeline.density",
     "pipeline.simulate.patient",

@@ -32,12 +32,13 @@ from dicomnode.demo.patient import FULL_SIZE, write_patient
 from dicomnode.demo.timeline import Timeline, timeline
 from dicomnode.standin_pacs import StandinPacs
 from dicomnode.virtual_study import StudyFiles
-from pipeline import dose_rate
+from pipeline import dvk
 from pipeline.body import body_mask
 from pipeline.convolve import Float32, Spectrum, convolve
 from pipeline.ct import read_ct
 from pipeline.decay import nuclide
 from pipeline.density import SCHNEIDER_2000, hu_to_density
+from pipeline.dose_rate import DoseRequest
 from pipeline.grid import activity_onto
 from pipeline.kernels import Shape
 from pipeline.lattice import active_box, crop_box, union_grid
@@ -182,9 +183,9 @@ def _convolution(what: str, activity: Volume, density: Volume) -> Convolution:
         runs.append(((z, y, x), output, time.perf_counter() - began))
         return result
 
-    with patch.object(dose_rate, "convolve", timed):
+    with patch.object(dvk, "convolve", timed):
         for _ in range(1 + CONVOLUTIONS):
-            dose_rate.dvk_dose_rate(activity, density, nuclide("Lu-177"), "cpu")
+            dvk.dvk_dose_rate(DoseRequest(activity, density, nuclide("Lu-177")))
     seconds = [second for _source, _output, second in runs[1:]]
     _say(f"convolution, {what}: {min(seconds):.2f} s")
     return Convolution(what, runs[0][0], runs[0][1], seconds, load)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from pipeline.decay import nuclide
-from pipeline.dose_rate import ENGINES, DoseRate, dvk_dose_rate, engine, lattice_offset
+from pipeline.dose_rate import DoseRate, DoseRequest, lattice_offset
+from pipeline.dvk import dvk_dose_rate
+from pipeline.engines import ENGINES, engine
 from pipeline.errors import InputRejected
 from pipeline.kernels import kernel_sha256, radial_kernel, voxel_kernel
 from pipeline.volume import Grid, Volume
@@ -30,7 +32,7 @@ def tissue(density: float = 1.04, grid: Grid = GRID) -> Volume:
 
 
 def rate(activity: Volume, density: Volume) -> np.ndarray:
-    return dvk_dose_rate(activity, density, LUTETIUM).volume.array
+    return dvk_dose_rate(DoseRequest(activity, density, LUTETIUM)).volume.array
 
 
 def random_activity(seed: int = 3) -> Volume:
@@ -89,7 +91,7 @@ def test_activity_outside_the_ct_still_gives_its_photon_dose() -> None:
     alone = rate(activity_at((4, 6, 5), 1.0), tissue())
     np.testing.assert_allclose(rate(inside, tissue()), alone, rtol=0, atol=1e-5 * alone.max())
 
-    whole = dvk_dose_rate(both, tissue(grid=union), LUTETIUM).volume.array
+    whole = dvk_dose_rate(DoseRequest(both, tissue(grid=union), LUTETIUM)).volume.array
     seen = rate(both, tissue())
     np.testing.assert_allclose(seen, whole[7:19, 3:23, 4:20], rtol=0, atol=1e-5 * alone.max())
     assert (rate(outside, tissue()) > 0).all()
@@ -98,7 +100,9 @@ def test_activity_outside_the_ct_still_gives_its_photon_dose() -> None:
 def test_energy_is_conserved_between_activity_and_dose() -> None:
     """Σ dose rate x mass = activity x energy per decay, for a source a metre wide around."""
     grid = Grid((101, 101, 101), (0, 0, 0), (10.0, 10.0, 10.0))
-    result = dvk_dose_rate(activity_at((50, 50, 50), 2.0, grid), tissue(grid=grid), IODINE).volume.array
+    result = dvk_dose_rate(
+        DoseRequest(activity_at((50, 50, 50), 2.0, grid), tissue(grid=grid), IODINE)
+    ).volume.array
     joule_per_h = float(result.sum(dtype=np.float64)) * 1e-3 * (1.04e-3 * grid.voxel_volume_ml)
     kev = joule_per_h / 1.602176634e-16 / (2e6 * 3600)
     assert kev == pytest.approx(float(radial_kernel(IODINE).energy_within(500.0)), rel=1e-3)
@@ -113,7 +117,9 @@ def test_no_dose_rate_is_negative_or_missing() -> None:
 
 def test_the_result_tells_where_it_came_from() -> None:
     told: list[tuple[str, float]] = []
-    result = dvk_dose_rate(random_activity(), tissue(), LUTETIUM, progress=lambda *at: told.append(at))
+    result = dvk_dose_rate(
+        DoseRequest(random_activity(), tissue(), LUTETIUM), progress=lambda *at: told.append(at)
+    )
     assert isinstance(result, DoseRate)
     assert (result.engine, result.device, result.notes) == ("dvk", "cpu", ())
     assert (result.volume.unit, result.volume.grid) == ("mGy/h", GRID)
@@ -161,7 +167,7 @@ def spoiled(of: Volume, value: float) -> Volume:
 )
 def test_values_that_cannot_be_are_rejected(activity: Volume, density: Volume, reason: str) -> None:
     with pytest.raises(InputRejected, match=reason) as rejected:
-        dvk_dose_rate(activity, density, LUTETIUM)
+        dvk_dose_rate(DoseRequest(activity, density, LUTETIUM))
     assert rejected.value.remedy
 
 
@@ -178,12 +184,12 @@ def test_values_that_cannot_be_are_rejected(activity: Volume, density: Volume, r
 def test_grids_that_do_not_share_a_lattice_are_rejected(grid: Grid) -> None:
     activity = activity_at((1, 1, 1), 1.0, grid)
     with pytest.raises(InputRejected, match=r"do not share a (lattice|Frame of Reference)"):
-        dvk_dose_rate(activity, tissue(), LUTETIUM)
+        dvk_dose_rate(DoseRequest(activity, tissue(), LUTETIUM))
 
 
 def test_the_wrong_unit_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="Bq/mL, not MBq"):
-        dvk_dose_rate(volume(np.ones(GRID.shape), "MBq"), tissue(), LUTETIUM)
+        dvk_dose_rate(DoseRequest(volume(np.ones(GRID.shape), "MBq"), tissue(), LUTETIUM))
 
 
 @pytest.mark.parametrize("start", [(0, 0, 0), (3, 1, 2), (-4, 0, -9)])
