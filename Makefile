@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+# Test processes; a file stays in one of them, since its tests may share a node and a PACS.
+WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
 .PHONY: help demo test lint types check bench clean
@@ -24,7 +26,7 @@ demo: $(STAMP)
 	$(RUN)/dicomnode demo --out demo-output
 
 test: $(STAMP)
-	$(RUN)/python -m pytest
+	$(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: $(STAMP)
 	$(RUN)/ruff check .

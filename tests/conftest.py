@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 from collections.abc import Callable
 
@@ -24,6 +25,13 @@ PEER_PROGRAMS = {
     "dciodvfy": "dicom3tools",
     "gdcminfo": "libgdcm-tools",
 }
+
+
+# Drawn here, before any worker starts, so that all of them and the summary have the same.
+os.environ.setdefault("KILL_SEED", str(random.SystemRandom().randrange(1, 10**6)))
+
+# pytest-xdist tells its workers the width of a terminal; the commands' output must not depend on it.
+os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +57,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(
         f"tests against software no one here wrote: {len(met)} ran, {len(skipped)} skipped"
     )
+    terminalreporter.write_line(f"kill -9 moments were drawn with KILL_SEED={os.environ['KILL_SEED']}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -25,10 +24,3 @@ def node(pacs: Orthanc, tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     yield node
     assert node.stop() == 0
     assert "Traceback" not in node.log(), node.log()[-4000:]
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The seed of the `kill -9` test, also when it passed."""
-    kill = sys.modules.get("tests.acceptance.test_kill")
-    if kill is not None:
-        terminalreporter.write_line(f"kill -9 moments were drawn with KILL_SEED={kill.SEED}")

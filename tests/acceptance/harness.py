@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -134,6 +136,56 @@ class Orthanc:
         return sorted(into.iterdir())
 
 
+class Gate:
+    """A TCP relay before a peer; shut after some bytes, it keeps a sender where it is."""
+
+    def __init__(self, port: int) -> None:
+        """port: where the peer listens."""
+        self._peer = port
+        self._changed = threading.Condition()
+        self._allowed: int | None = None
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def shut_after(self, n_bytes: int) -> None:
+        """Let so many more bytes through to the peer, in all associations together."""
+        with self._changed:
+            self._allowed = n_bytes
+
+    def open(self) -> None:
+        with self._changed:
+            self._allowed = None
+            self._changed.notify_all()
+
+    def _accept(self) -> None:
+        while True:
+            caller, _ = self._listener.accept()
+            try:
+                peer = socket.create_connection(("127.0.0.1", self._peer))
+            except OSError:
+                caller.close()
+                continue
+            for source, sink, counted in ((caller, peer, True), (peer, caller, False)):
+                threading.Thread(target=self._relay, args=(source, sink, counted), daemon=True).start()
+
+    def _relay(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(16384):
+                if counted:
+                    self._pass(len(data))
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def _pass(self, n_bytes: int) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._allowed is None or self._allowed >= n_bytes)
+            if self._allowed is not None:
+                self._allowed -= n_bytes
+
+
 @dataclass
 class Node:
     """`dicomnode serve` as a process of its own."""
@@ -256,18 +308,38 @@ device = "cpu"
     ) -> Case:
         """Wait until a study's case is in one of `states`."""
 
-        def there() -> Case | None:
-            case = self.case(study_uid)
-            return case if case is not None and case.state in states else None
+        # One ledger for the whole wait: opening it takes longer than the shortest states last.
+        with contextlib.ExitStack() as stack:
+            ledger: Ledger | None = None
 
+            def there() -> Case | None:
+                nonlocal ledger
+                with contextlib.suppress(LedgerUnavailable):
+                    if ledger is None:
+                        ledger = Ledger(f"sqlite:///{self.data_dir / 'ledger.sqlite3'}")
+                        stack.callback(ledger.close)
+                    case = next((c for c in ledger.cases() if c.study_instance_uid == study_uid), None)
+                    return case if case is not None and case.state in states else None
+                return None
+
+            found = self._waited(there, study_uid, states, timeout_s, pause_s)
+        assert isinstance(found, Case)
+        return found
+
+    def _waited(
+        self,
+        there: Callable[[], Case | None],
+        study_uid: str,
+        states: Sequence[State],
+        timeout_s: float,
+        pause_s: float,
+    ) -> Any:
         try:
-            found = until(there, f"{study_uid} becomes {'/'.join(states)}", timeout_s, pause_s)
+            return until(there, f"{study_uid} becomes {'/'.join(states)}", timeout_s, pause_s)
         except AssertionError as error:
             raise AssertionError(
                 f"{error}; it is {self.case(study_uid)}; log: {self.log()[-3000:]}"
             ) from None
-        assert isinstance(found, Case)
-        return found
 
 
 def push(storescu: str, port: int, files: Sequence[Path], *options: str) -> list[Path]:
