@@ -1,0 +1,1 @@
+"""Monte Carlo transport of the radiations of a radionuclide in voxels."""
