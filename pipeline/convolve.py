@@ -35,7 +35,8 @@ from numpy.typing import NDArray
 
 from pipeline.decay import Nuclide
 from pipeline.errors import EngineFailed
-from pipeline.kernels import Shape, Spacing, voxel_kernel
+from pipeline.kernel_cache import NOT_KEPT, KernelCache
+from pipeline.kernels import Shape, Spacing, s_value_per_kev, voxel_kernel
 
 if TYPE_CHECKING:
     import torch
@@ -92,27 +93,42 @@ def spectrum_of(octant: Float32, shape: Shape) -> Spectrum:
     return Spectrum(shape, np.ascontiguousarray(values.transpose(1, 0, 2)))
 
 
-def kernel_spectrum(of: Nuclide, spacing_mm: Spacing, shape: Shape) -> Spectrum:
+def kernel_spectrum(
+    of: Nuclide,
+    spacing_mm: Spacing,
+    shape: Shape,
+    kept: KernelCache = NOT_KEPT,
+    taken_out: Float32 | None = None,
+) -> Spectrum:
     """The S-value kernel's spectrum, mGy/(MBq s); the last few are remembered.
 
-    spacing_mm: (z, y, x). shape: from `fft_shape`.
+    spacing_mm: (z, y, x). shape: from `fft_shape`. kept: where kernels are kept between processes.
+    taken_out: what does not go into the convolution, keV per decay, a corner of the kernel's octant.
     """
-    key = (of.name, spacing_mm, shape)
+    key = (of.name, spacing_mm, shape, b"" if taken_out is None else taken_out.tobytes())
     with _spectra_lock:
         if key in _spectra:
             _spectra.move_to_end(key)
             return _spectra[key]
-        z, y, x = (n // 2 + 1 for n in shape)
-        spectrum = spectrum_of(voxel_kernel(of, spacing_mm, (z, y, x)), shape)
+        octant = voxel_kernel(of, spacing_mm, _octant_of(shape), kept)
+        if taken_out is not None:
+            z, y, x = np.minimum(octant.shape, taken_out.shape)
+            octant[:z, :y, :x] -= np.float32(s_value_per_kev(spacing_mm)) * taken_out[:z, :y, :x]
+        spectrum = spectrum_of(octant, shape)
         _spectra[key] = spectrum
         while len(_spectra) > SPECTRA_KEPT:
             _spectra.popitem(last=False)
         return spectrum
 
 
+def _octant_of(period: Shape) -> Shape:
+    z, y, x = (n // 2 + 1 for n in period)
+    return z, y, x
+
+
 # A spectrum of a full-size case is 55-140 MB.
 SPECTRA_KEPT = 2
-_spectra: OrderedDict[tuple[str, Spacing, Shape], Spectrum] = OrderedDict()
+_spectra: OrderedDict[tuple[str, Spacing, Shape, bytes], Spectrum] = OrderedDict()
 _spectra_lock = Lock()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -38,11 +39,13 @@ class MonteCarloSettings:
 
     mean_uncertainty: relative, the mean over a region's voxels of their standard uncertainty; reached
         when every region is there. time_limit_s: wall clock. seed: of the random numbers.
+    checkpoint: a file that a stopped run leaves and that the next one goes on from; None: neither.
     """
 
     mean_uncertainty: float = 0.005
     time_limit_s: float = 1200.0
     seed: int = 1
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,9 +53,13 @@ class DoseRequest:
     """What an engine computes.
 
     activity: Bq/mL, on any box of the density's lattice. density: g/cm³; its grid is the result's.
-    regions: name -> mask on the density's grid: where the result will be read.
+    surroundings: g/cm³, what is known of the density beyond the result's grid, on a box of its lattice that
+        holds it; None: nothing.
+    regions: name -> mask on the density's grid: where the result will be read, and where an engine with
+        statistics must become certain enough. Empty: the whole grid.
     device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
-    heterogeneity: of DVK; see `pipeline/dvk.py`.
+    heterogeneity, kernel_cache: of DVK; see `pipeline/dvk.py`. kernel_cache: a folder that need not be
+        there yet; None: kernels are integrated anew.
     """
 
     activity: Volume
@@ -61,7 +68,9 @@ class DoseRequest:
     device: str = "cpu"
     regions: Mapping[str, Mask] = field(default_factory=dict)
     heterogeneity: Heterogeneity = "density_scaling"
-    montecarlo: MonteCarloSettings = MonteCarloSettings()
+    kernel_cache: Path | None = None
+    montecarlo: MonteCarloSettings = field(default_factory=MonteCarloSettings)
+    surroundings: Volume | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +83,9 @@ class RegionUncertainty:
     name: str
     of_mean: float
     of_voxels: float
+
+    def __str__(self) -> str:
+        return f"{self.name}: mean {percent(self.of_mean)}, voxels {percent(self.of_voxels)} on average"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +122,11 @@ class Engine(Protocol):
             EngineFailed when memory or the device fails.
         """
         ...
+
+
+def percent(part: float) -> str:
+    """A relative uncertainty for people: two significant digits."""
+    return f"{100 * part:.0f} %" if part >= 1 else f"{100 * part:.2g} %"
 
 
 def silent(_what: str, _part: float) -> None:

@@ -8,113 +8,93 @@ displacement p from a source point to a target point has the density
 so the energy that a decay leaves in the target is the mean of w over the energy that it deposits
 around itself::
 
-    E(d) = ∫ ρ(|p|) w(p − d) d³p,        ρ(r) = (dC/dr) / (4 π r²)
+    E(d) = ∫ ρ(|p|) w(p − d) d³p = ∫ dC(r) W_d(r),        ρ(r) = (dC/dr) / (4 π r²)
     S(d) = E(d) / (1.04 g/cm³ · voxel volume)
 
-C(r), the energy deposited within r, is tabulated (`data/point_kernels/README.md`). It is interpolated
-monotonically, so that every shell keeps exactly the energy that its table gives it.
+C(r), the energy deposited within r, comes from `radial_kernel`; W_d(r), the mean of w over the sphere of
+radius r, from `pair_distance`. Four ranges of |d|, each with the cheapest rule that is accurate there:
 
-Three ranges of |d|, each with the cheapest rule that is accurate there:
-
-* near, to 6 voxels and beyond every electron: w is also the weight with which trilinear ("cloud in
-  cell") deposition shares a point among voxels. Every shell is spread over directions and
-  deposited: no energy is lost.
-* middle, to 48 voxels: two Gauss points per axis for the triangle weight, at d ± s/√6 (exact for
-  cubic ρ; the first error term for ρ ~ r⁻² is 0.19 (s/r)⁴, 1.5e-4 at 6 voxels).
+* where electrons reach, and to 4 voxels: the integral over dC(r). W is interpolated by cubics, each of
+  which is integrated over dC exactly: however sharply C rises, no energy is lost.
+* near, to 8 voxels, where ρ is smooth: three Gauss points per axis for the triangle weight, at 0 and
+  d ± s √0.4.
+* middle, to 48 voxels: two points, at d ± s/√6 (the first error term for ρ ~ r⁻² is 0.19 (s/r)⁴).
 * far: ρ at the centre (½ (s/r)², 2e-4 at 48 voxels).
 
-Beyond `REACH_MM` the tables end, and the kernel is zero.
+Beyond the end of the table the kernel is zero. All but the far part is one array per nuclide and voxel
+size, which `kernel_cache` keeps.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from dataclasses import dataclass
-from functools import cache, lru_cache
-from importlib.resources import files
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
 from pipeline.decay import Nuclide
+from pipeline.kernel_cache import NOT_KEPT, KernelCache
+from pipeline.pair_distance import NODES, WEIGHTS, direction_means
+from pipeline.radial_kernel import REACH_MM, SOFT_TISSUE_G_PER_CM3, radial_kernel
+
+__all__ = [
+    "MGY_G_PER_MBQ_S_KEV", "REACH_MM", "SOFT_TISSUE_G_PER_CM3", "Shape", "Spacing", "electron_kernel",
+    "kernel_sha256", "octant_total", "radial_kernel", "reach_voxels", "voxel_kernel",
+]  # fmt: skip
 
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
-SOFT_TISSUE_G_PER_CM3 = 1.04
-REACH_MM = 500.0
-
 # 1 keV = 1.602176634e-16 J; J/g -> Gy, Gy -> mGy, decay -> MBq s.
 MGY_G_PER_MBQ_S_KEV = 1.602176634e-16 * 1e3 * 1e3 * 1e6
 
-# The most energetic beta particle, 2.28 MeV of Y-90, stops within 11 mm; beyond, ρ is smooth.
-ELECTRON_RANGE_MM = 12.0
-NEAR_VOXELS = 6.0
+# Part of what a kept kernel is found by: raise it whenever the numbers change.
+METHOD = "pair distance 1"
+
+EXACT_VOXELS = 4.0
+NEAR_VOXELS = 8.0
 MIDDLE_VOXELS = 48.0
 
-# Spacing of the quadrature points of the near part, in voxels, along the radius and on the sphere;
-# and in mm along the radius where electrons stop. With a third of each (voxels of 1-5 mm) the source
-# voxel moves by less than 0.02 %, all others by 0.1 % (root mean square; at most 1 %).
-RADIAL_STEP = 1 / 16
-ANGULAR_STEP = 1 / 6
-ELECTRON_STEP_MM = 0.025
+# Radii per shortest side at which W is known, for the cubics between them.
+RADII_PER_VOXEL = 24
 
-# Shells of the photon part are merged to this relative width: their counting noise is 1-3 % each,
-# while ρ changes slowly there.
-PHOTON_SHELL_WIDTH = 0.06
+# Gauss's rules for the triangle weight on (−1, 1): its moments are ⟨t²⟩ = 1/6 and ⟨t⁴⟩ = 1/15.
+TWO_POINTS = ((-np.sqrt(1 / 6), 0.5), (np.sqrt(1 / 6), 0.5))
+THREE_POINTS = ((-np.sqrt(0.4), 5 / 24), (0.0, 7 / 12), (np.sqrt(0.4), 5 / 24))
+Rule = tuple[tuple[float, float], ...]
 
-# Step of the table that ρ is looked up in outside the near part.
+# Step of the table that ρ is looked up in beyond the exact part, and of the far part's, in shortest sides.
 DENSITY_STEP_MM = 0.05
+FAR_STEPS_PER_VOXEL = 200
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class RadialKernel:
-    """Energy around a point source in soft tissue of 1.04 g/cm³.
-
-    energy_within: C(r): radius in mm -> keV per decay deposited within it; rises monotonically.
-    sha256: of the table's file.
-    """
-
-    energy_within: PchipInterpolator
-    sha256: str
-
-    def density(self, r_mm: Float64) -> Float64:
-        """ρ(r), keV per decay and mm³, for r > 0; zero beyond the reach."""
-        inside = np.clip(r_mm, 0.0, REACH_MM)
-        rho = self.energy_within(inside, 1) / (4 * np.pi * inside**2)
-        return np.where(r_mm <= REACH_MM, rho, 0.0)
-
-
-@cache
-def radial_kernel(of: Nuclide) -> RadialKernel:
-    """The tabulated point kernel of a nuclide."""
-    text = files("pipeline").joinpath("data", "point_kernels", f"{of.name}_soft_tissue.csv").read_bytes()
-    rows = [line for line in text.decode().splitlines() if line and not line.startswith("#")]
-    r_outer_cm, _shell, within_kev, _sigma = np.array([row.split(",") for row in rows[1:]], float).T
-    radius_mm = np.concatenate([[0.0], r_outer_cm * 10.0])
-    within_kev = np.concatenate([[0.0], within_kev])
-    kept = _merged_shells(radius_mm)
-    return RadialKernel(
-        PchipInterpolator(radius_mm[kept], within_kev[kept]), hashlib.sha256(text).hexdigest()
-    )
-
-
-def voxel_kernel(of: Nuclide, spacing_mm: Spacing, shape: Shape) -> Float32:
+def voxel_kernel(of: Nuclide, spacing_mm: Spacing, shape: Shape, kept: KernelCache = NOT_KEPT) -> Float32:
     """The S values of one octant; the others are its mirror images.
 
     spacing_mm: (z, y, x). shape: (z, y, x) number of offsets 0, 1, 2, ... per axis.
     returns: `shape`, mGy/(MBq s) in soft tissue of 1.04 g/cm³; [0, 0, 0] is the source voxel.
     """
-    volume_mm3 = float(np.prod(spacing_mm))
     octant = _far(of, spacing_mm, shape)
-    _set_within(octant, _middle(of, spacing_mm), spacing_mm, middle_radius_mm(spacing_mm))
-    _set_within(octant, _near(of, spacing_mm), spacing_mm, near_radius_mm(spacing_mm))
-    octant *= np.float32(MGY_G_PER_MBQ_S_KEV / (SOFT_TISSUE_G_PER_CM3 * volume_mm3 / 1000.0))
+    _set_within(octant, _corner(of, spacing_mm, kept), spacing_mm, middle_radius_mm(of, spacing_mm))
+    octant *= np.float32(s_value_per_kev(spacing_mm))
     return octant
+
+
+def electron_kernel(of: Nuclide, spacing_mm: Spacing, kept: KernelCache = NOT_KEPT) -> Float32:
+    """The electrons' part of the octant, as far as it goes. returns: (z, y, x) keV per decay."""
+    return _electron_corner(of, spacing_mm, kept)
+
+
+def s_value_per_kev(spacing_mm: Spacing) -> float:
+    """mGy/(MBq s) in a voxel of soft tissue for each keV that a decay leaves there."""
+    return float(MGY_G_PER_MBQ_S_KEV / (SOFT_TISSUE_G_PER_CM3 * np.prod(spacing_mm) / 1000.0))
 
 
 def octant_total(octant: Float32) -> float:
@@ -128,8 +108,11 @@ def octant_total(octant: Float32) -> float:
 
 def kernel_sha256(of: Nuclide, spacing_mm: Spacing) -> str:
     """Which kernel it was: SHA-256 over the table's hash and the spacing (z, y, x), mm."""
-    text = f"{radial_kernel(of).sha256} {of.name} " + " ".join(f"{s:.9g}" for s in spacing_mm)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_description(of, spacing_mm, "voxels").encode()).hexdigest()
+
+
+def _description(of: Nuclide, spacing_mm: Spacing, part: str) -> str:
+    return f"{METHOD} {part} {radial_kernel(of).sha256} {of.name} " + " ".join(f"{s:.9g}" for s in spacing_mm)
 
 
 def reach_voxels(spacing_mm: Spacing) -> Shape:
@@ -138,33 +121,17 @@ def reach_voxels(spacing_mm: Spacing) -> Shape:
     return z, y, x
 
 
-def near_radius_mm(spacing_mm: Spacing) -> float:
-    """Up to here the kernel is deposited shell by shell."""
-    return max(ELECTRON_RANGE_MM + max(spacing_mm), NEAR_VOXELS * max(spacing_mm))
+def middle_radius_mm(of: Nuclide, spacing_mm: Spacing) -> float:
+    """Up to here the kernel is integrated, and beyond it taken at the voxel's centre."""
+    electrons = radial_kernel(of).electron_range_mm + float(np.linalg.norm(spacing_mm))
+    return max(electrons, MIDDLE_VOXELS * max(spacing_mm))
 
 
-def middle_radius_mm(spacing_mm: Spacing) -> float:
-    """Up to here the kernel is integrated with eight points per voxel."""
-    return max(near_radius_mm(spacing_mm), MIDDLE_VOXELS * max(spacing_mm))
-
-
-def _merged_shells(radius_mm: Float64) -> list[int]:
-    kept = [0]
-    for index, radius in enumerate(radius_mm):
-        photons_only = radius > ELECTRON_RANGE_MM
-        if index and (not photons_only or radius >= radius_mm[kept[-1]] * (1 + PHOTON_SHELL_WIDTH)):
-            kept.append(index)
-    if kept[-1] != len(radius_mm) - 1:
-        kept[-1] = len(radius_mm) - 1
-    return kept
-
-
-def _set_within(octant: Float32, part: Float64, spacing_mm: Spacing, radius_mm: float) -> None:
+def _set_within(octant: Float32, part: Float32, spacing_mm: Spacing, radius_mm: float) -> None:
     """Put `part` (a corner of the octant) where the offset is within `radius_mm`."""
     z, y, x = np.minimum(octant.shape, part.shape)
     inside = _squared_mm2(spacing_mm, (z, y, x)) <= radius_mm**2
-    corner = octant[:z, :y, :x]
-    corner[inside] = part[:z, :y, :x][inside]
+    np.copyto(octant[:z, :y, :x], part[:z, :y, :x], where=inside)
 
 
 def _squared_mm2(spacing_mm: Spacing, shape: Shape, shift: Spacing = (0.0, 0.0, 0.0)) -> Float64:
@@ -174,101 +141,130 @@ def _squared_mm2(spacing_mm: Spacing, shape: Shape, shift: Spacing = (0.0, 0.0, 
     return squared
 
 
-def _corner(spacing_mm: Spacing, radius_mm: float) -> Shape:
+def _corner_shape(spacing_mm: Spacing, radius_mm: float) -> Shape:
     """The shape of the smallest corner that holds every offset within `radius_mm`."""
     z, y, x = (int(radius_mm / s) + 1 for s in spacing_mm)
     return z, y, x
 
 
-# --- near -------------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=8)
-def _near(of: Nuclide, spacing_mm: Spacing) -> Float64:
-    """keV per decay, by deposition. returns: a corner of the octant, right within `near_radius_mm`."""
-    spacing = np.asarray(spacing_mm)
-    # A deposit touches the two voxels beside it: go one voxel further than what is used.
-    reach = near_radius_mm(spacing_mm) + float(np.linalg.norm(spacing))
-    z, y, x = _corner(spacing_mm, reach)
-    corner = np.zeros((z + 2, y + 2, x + 2))
-    for radius, energy in zip(*_shells(of, reach, float(spacing.min())), strict=True):
-        directions, weights = _octant_directions(_angular_points(radius, float(spacing.min())))
-        _deposit(corner, directions * (radius / spacing), weights * (energy / 8))
-    # A voxel on a mirror plane receives from both sides of it.
-    corner[0] *= 2
-    corner[:, 0] *= 2
-    corner[:, :, 0] *= 2
+def _corner(of: Nuclide, spacing_mm: Spacing, kept: KernelCache) -> Float32:
+    """keV per decay, right within `middle_radius_mm`. returns: a corner of the octant."""
+    return kept.array(_description(of, spacing_mm, "corner"), lambda: _integrated(of, spacing_mm))
+
+
+def _integrated(of: Nuclide, spacing_mm: Spacing) -> Float32:
+    corner = _by_points(of, spacing_mm, middle_radius_mm(of, spacing_mm), TWO_POINTS)
+    near = _by_points(of, spacing_mm, NEAR_VOXELS * max(spacing_mm), THREE_POINTS)
+    _set_within(corner, near, spacing_mm, NEAR_VOXELS * max(spacing_mm))
+    places = _exact_offsets(spacing_mm, radial_kernel(of).electron_range_mm)
+    corner[tuple(places.T)] = _exact(radial_kernel(of).within, places, spacing_mm)
     return corner
 
 
-def _shells(of: Nuclide, reach_mm: float, step_mm: float) -> tuple[Float64, Float64]:
-    """Thin shells from 0 to the reach. returns: radius of the mean energy (mm), energy (keV)."""
-    within = radial_kernel(of).energy_within
-    fine, coarse = min(ELECTRON_STEP_MM, step_mm * RADIAL_STEP), step_mm * RADIAL_STEP
-    electrons = np.arange(0.0, ELECTRON_RANGE_MM, fine)
-    edges = np.concatenate([electrons, np.arange(ELECTRON_RANGE_MM, reach_mm + coarse, coarse)])
-    c = within(edges)
-    energy = np.diff(c)
-    # ∫ r dC = [r C] − ∫ C dr: with the mean radius, w linear in r is integrated exactly.
-    moment = np.diff(edges * c) - np.diff(within.antiderivative()(edges))
-    return moment / energy, energy
-
-
-def _angular_points(radius_mm: float, step_mm: float) -> int:
-    wanted = radius_mm * np.pi / 2 / (step_mm * ANGULAR_STEP)
-    return 8 * max(1, int(np.ceil(wanted / 8)))
-
-
-@lru_cache(maxsize=64)
-def _octant_directions(n: int) -> tuple[Float64, Float64]:
-    """Product rule over the positive octant: (n², 3) unit vectors (z, y, x) and weights of sum 1.
-
-    Gauss-Legendre in cos θ and in φ: exact for the polynomials of low degree that w is near the source.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(n)
-    cosine, phi = (nodes + 1) / 2, (nodes + 1) * np.pi / 4
-    sine = np.sqrt(1 - cosine**2)
-    z = np.broadcast_to(cosine[:, None], (n, n))
-    vectors = np.stack([z, sine[:, None] * np.sin(phi), sine[:, None] * np.cos(phi)], axis=-1)
-    return vectors.reshape(-1, 3), np.outer(weights / 2, weights / 2).ravel()
-
-
-def _deposit(corner: Float64, points: Float64, energy: Float64) -> None:
-    """Share the energy of each point (in voxels) among the eight voxels around it."""
-    base = np.floor(points).astype(np.intp)
-    upper = points - base
-    share = (1 - upper, upper)
-    _nz, ny, nx = corner.shape
-    first = (base[:, 0] * ny + base[:, 1]) * nx + base[:, 2]
-    flat = corner.reshape(-1)
-    for dz, dy, dx in itertools.product((0, 1), repeat=3):
-        part = energy * share[dz][:, 0] * share[dy][:, 1] * share[dx][:, 2]
-        target = first + ((dz * ny + dy) * nx + dx)
-        flat += np.bincount(target, part, minlength=flat.size)
-
-
-# --- middle and far ---------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=8)
-def _middle(of: Nuclide, spacing_mm: Spacing) -> Float64:
-    """keV per decay, by eight points per voxel. returns: a corner of the octant."""
-    shape = _corner(spacing_mm, middle_radius_mm(spacing_mm))
-    total = np.zeros(shape)
-    for signs in itertools.product((-1, 1), repeat=3):
-        z, y, x = (sign * s / np.sqrt(6) for sign, s in zip(signs, spacing_mm, strict=True))
-        total += _density(of, _squared_mm2(spacing_mm, shape, (z, y, x)))
-    return total * (np.prod(spacing_mm) / 8)
+def _electron_corner(of: Nuclide, spacing_mm: Spacing, kept: KernelCache) -> Float32:
+    return kept.array(
+        _description(of, spacing_mm, "electrons"), lambda: _electrons_integrated(of, spacing_mm)
+    )
 
 
-def _far(of: Nuclide, spacing_mm: Spacing, shape: Shape) -> Float32:
-    """keV per decay, by one point per voxel. returns: `shape`; not right near the source."""
-    octant = np.empty(shape, np.float32)
-    plane = _squared_mm2(spacing_mm, (1, *shape[1:]))[0]
-    volume_mm3 = np.prod(spacing_mm)
-    for z, slab in enumerate(octant):
-        slab[:] = _density(of, plane + (z * spacing_mm[0]) ** 2) * volume_mm3
-    return octant
+def _electrons_integrated(of: Nuclide, spacing_mm: Spacing) -> Float32:
+    kernel = radial_kernel(of)
+    places = _exact_offsets(spacing_mm, kernel.electron_range_mm, voxels=0.0)
+    corner = np.zeros(places.max(axis=0) + 1, np.float32)
+    corner[tuple(places.T)] = _exact(kernel.electrons_within, places, spacing_mm)
+    return corner
+
+
+# --- where electrons reach --------------------------------------------------------------------
+
+
+def _exact_offsets(spacing_mm: Spacing, range_mm: float, voxels: float = EXACT_VOXELS) -> NDArray[np.intp]:
+    """(n, 3) offsets in voxels that electrons reach from the source voxel, or that lie within `voxels`."""
+    spacing = np.asarray(spacing_mm)
+    radius = max(range_mm + float(np.linalg.norm(spacing)), voxels * float(spacing.max()))
+    places = np.indices(_corner_shape(spacing_mm, radius)).reshape(3, -1).T
+    gap = np.linalg.norm(np.maximum(places - 1, 0) * spacing, axis=1)
+    near = np.linalg.norm(places * spacing, axis=1) <= voxels * spacing.max()
+    return np.asarray(places[(gap < range_mm) | near])
+
+
+def _exact(within: PchipInterpolator, places: NDArray[np.intp], spacing_mm: Spacing) -> Float64:
+    """∫ dC(r) W_d(r), keV per decay, for every offset."""
+    spacing = np.asarray(spacing_mm)
+    step = float(spacing.min()) / RADII_PER_VOXEL
+    # Offsets that differ by an exchange of equal sides are one: less work, and exact symmetry.
+    canonical, back = np.unique(_exchanged(places, spacing_mm), axis=0, return_inverse=True)
+    offsets = canonical * spacing
+    rule = _rule(within, step, float(np.linalg.norm(offsets.max(axis=0) + spacing)))
+    energy = np.empty(len(offsets))
+    threads = _threads()
+
+    def part(first: int) -> None:
+        share = np.empty(len(offsets[first::threads]))
+        direction_means(
+            spacing, np.ascontiguousarray(offsets[first::threads]), step, rule, NODES, WEIGHTS, share
+        )
+        energy[first::threads] = share
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, range(threads)))
+    return np.asarray(energy[back.ravel()])
+
+
+def _exchanged(places: NDArray[np.intp], spacing_mm: Spacing) -> NDArray[np.intp]:
+    """Offsets along axes of equal spacing, sorted."""
+    places = places.copy()
+    for side in set(spacing_mm):
+        axes = [axis for axis in range(3) if spacing_mm[axis] == side]
+        places[:, axes] = np.sort(places[:, axes], axis=1)
+    return places
+
+
+def _rule(within: PchipInterpolator, step: float, radius: float) -> Float64:
+    """Weights q with ∫ dC(r) W(r) = Σ_j q_j W(j · step), for every W that is cubic between four radii.
+
+    dC/dr is a parabola between two knots of C: three Gauss points integrate its product with a cubic.
+    """
+    count = int(radius / step) + 5
+    ends = np.union1d(within.x, np.arange(count - 2) * step)
+    ends = ends[ends <= min(within.x[-1], (count - 3) * step)]
+    nodes, weights = np.polynomial.legendre.leggauss(3)
+    half, middle = np.diff(ends)[:, None] / 2, (ends[1:] + ends[:-1])[:, None] / 2
+    at = (middle + half * nodes).ravel()
+    energy = (half * weights).ravel() * within(at, 1)
+    first = np.clip((at / step).astype(np.intp) - 1, 0, count - 4)
+    t = at / step - first
+    rule = np.zeros(count)
+    for j in range(4):
+        others = [k for k in range(4) if k != j]
+        lagrange = np.prod([(t - k) / (j - k) for k in others], axis=0)
+        rule += np.bincount(first + j, energy * lagrange, minlength=count)
+    return rule
+
+
+# --- beyond -----------------------------------------------------------------------------------
+
+
+def _by_points(of: Nuclide, spacing_mm: Spacing, radius_mm: float, rule: Rule) -> Float32:
+    """keV per decay, by some points per voxel. returns: a corner of the octant, right within the radius."""
+    total = np.zeros(_corner_shape(spacing_mm, radius_mm), np.float32)
+    volume_mm3 = float(np.prod(spacing_mm))
+    points = [tuple(zip(*three, strict=True)) for three in itertools.product(rule, repeat=3)]
+
+    def layer(z: int) -> None:
+        energy = np.zeros(total.shape[1:])
+        for places, weights in points:
+            shift = tuple(place * s for place, s in zip(places, spacing_mm, strict=True))
+            above = (z * spacing_mm[0] + shift[0], shift[1], shift[2])
+            squared = _squared_mm2(spacing_mm, (1, *total.shape[1:]), above)[0]
+            energy += np.prod(weights) * _density(of, squared)
+        total[z] = energy * volume_mm3
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        list(pool.map(layer, range(len(total))))
+    return total
 
 
 def _density(of: Nuclide, squared_mm2: Float64) -> Float64:
@@ -277,8 +273,40 @@ def _density(of: Nuclide, squared_mm2: Float64) -> Float64:
     return np.interp(np.sqrt(squared_mm2), radius, rho, right=0.0)
 
 
-@cache
+@lru_cache(maxsize=4)
 def _density_table(of: Nuclide) -> tuple[Float64, Float64]:
     """ρ on a grid that is fine against its changes beyond the electrons' range."""
     radius: Float64 = np.arange(1, round(REACH_MM / DENSITY_STEP_MM) + 1) * np.float64(DENSITY_STEP_MM)
     return radius, radial_kernel(of).density(radius)
+
+
+def _far(of: Nuclide, spacing_mm: Spacing, shape: Shape) -> Float32:
+    """keV per decay, by one point per voxel. returns: `shape`; not right near the source."""
+    octant = np.empty(shape, np.float32)
+    table, step = _far_table(of, spacing_mm)
+    plane = _squared_mm2(spacing_mm, (1, *shape[1:]))[0].astype(np.float32)
+
+    def layer(z: int) -> None:
+        # Looked up and not interpolated: half a step is 5e-5 of the radius, where this part is used.
+        steps = np.sqrt(plane + np.float32((z * spacing_mm[0]) ** 2))
+        steps *= np.float32(1 / step)
+        np.take(table, steps.astype(np.int32), out=octant[z], mode="clip")
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        list(pool.map(layer, range(len(octant))))
+    return octant
+
+
+@lru_cache(maxsize=4)
+def _far_table(of: Nuclide, spacing_mm: Spacing) -> tuple[Float32, float]:
+    """Energy of a voxel, keV per decay, in the middle of every step of the radius; its last entry is zero."""
+    step = min(spacing_mm) / FAR_STEPS_PER_VOXEL
+    radius = np.minimum((np.arange(int(REACH_MM / step) + 1) + 0.5) * step, REACH_MM)
+    table = np.zeros(radius.size + 1, np.float32)
+    table[:-1] = radial_kernel(of).density(radius) * np.prod(spacing_mm)
+    return table, step
+
+
+def _threads() -> int:
+    """Cores that this process may use; `sched_getaffinity` exists on Linux alone."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from pipeline.decay import nuclide
-from pipeline.dose_rate import DoseRate, DoseRequest, lattice_offset
+from pipeline.dose_rate import DoseRate, DoseRequest, lattice_offset, percent
 from pipeline.dvk import dvk_dose_rate
 from pipeline.engines import ENGINES, engine
 from pipeline.errors import InputRejected
 from pipeline.kernels import kernel_sha256, radial_kernel, voxel_kernel
+from pipeline.montecarlo.engine import mc_dose_rate
 from pipeline.volume import Grid, Volume
 
 LUTETIUM, IODINE = nuclide("Lu-177"), nuclide("I-131")
@@ -139,8 +140,16 @@ def test_the_inputs_are_left_as_they_were() -> None:
 
 def test_engines_are_found_by_name_and_an_unknown_one_names_the_known() -> None:
     assert engine("dvk") is ENGINES["dvk"] is dvk_dose_rate
-    with pytest.raises(InputRejected, match=r"no dose engine 'mc'.*may hold: dvk"):
-        engine("mc")
+    assert engine("mc") is mc_dose_rate
+    with pytest.raises(InputRejected, match=r"no dose engine 'cnn'.*may hold: dvk, mc"):
+        engine("cnn")
+
+
+@pytest.mark.parametrize(
+    ("part", "text"), [(0.00512, "0.51 %"), (0.2, "20 %"), (0.0001, "0.01 %"), (1.5, "150 %")]
+)
+def test_an_uncertainty_is_told_in_two_digits(part: float, text: str) -> None:
+    assert percent(part) == text
 
 
 def spoiled(of: Volume, value: float) -> Volume:
