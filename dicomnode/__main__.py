@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dicomnode import __version__
-from dicomnode.config import Config, load
+from dicomnode.config import Config, load, with_engines
 from dicomnode.errors import ConfigurationError, NodeError
 from dicomnode.states import Event, State
 from pipeline.errors import PipelineError
@@ -142,12 +142,55 @@ def compute(
     folder: Annotated[Path, typer.Argument(help="DICOM files of one study", exists=True, file_okay=False)],
     to: Annotated[Path, typer.Option("--out", help="folder for the results")],
     config: ConfigOption = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="instead of [dose] engines: dvk, mc; repeat for more")
+    ] = None,
 ) -> None:
     """Compute a study from files on disk, without a network: the same numbers as the node's."""
     from dicomnode.folder import compute_folder
 
     _log_to_stderr("WARNING")
-    compute_folder(folder, to, _load(config, or_default=True), out)
+    settings = _load(config, or_default=True)
+    compute_folder(folder, to, with_engines(settings, engine) if engine else settings, out)
+
+
+@app.command("make-kernel")
+def make_kernel(
+    nuclide: Annotated[str, typer.Argument(help="such as Lu-177; any whose decay data are shipped")],
+    medium: Annotated[
+        str, typer.Option(help="as the Monte Carlo names them; icru: four-component soft tissue")
+    ] = ("soft_tissue"),
+    density: Annotated[
+        float | None, typer.Option(help="g/cm3; else 1.04 of soft_tissue, the medium's own of others")
+    ] = None,
+    decays: Annotated[float | None, typer.Option(help="so many decays, and no other end")] = None,
+    uncertainty: Annotated[
+        float | None,
+        typer.Option(help="mean relative uncertainty of a shell, k=1; 0.01 where nothing is said"),
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="file; else NUCLIDE_MEDIUM.csv here")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the random numbers")] = 1,
+    decay_data: Annotated[
+        Path | None, typer.Option(help="your own decay data in the form of the shipped ones", dir_okay=False)
+    ] = None,
+) -> None:
+    """Compute a radial point kernel by Monte Carlo: energy in shells around a point, in one medium."""
+    from datetime import date
+
+    from dicomnode.make_kernel import make_kernel as make
+
+    make(
+        nuclide,
+        out,
+        medium=medium,
+        density=density,
+        decays=decays,
+        uncertainty=uncertainty,
+        seed=seed,
+        to=to,
+        decay_data=decay_data,
+        today=date.today(),
+    )
 
 
 @app.command()

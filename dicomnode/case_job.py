@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import platform
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ from dicomnode.records import NewResult, NewRun
 from pipeline.acquisition import Administration
 from pipeline.ct import read_ct
 from pipeline.dataset import read_header, read_object
-from pipeline.dose_rate import DoseRate
+from pipeline.dose_rate import DoseRate, MonteCarloSettings
 from pipeline.dose_report import administered
 from pipeline.dosimetry import Dosimetry, DosimetrySettings, Region, compute_dosimetry
 from pipeline.registration import registration
@@ -48,17 +49,38 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 
 
-# What an engine is called in words, and what it does about tissue (RTDOSE and SR say so).
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """What an engine is called in words, and what it does about tissue (RTDOSE and SR say so).
+
+    tissue: by [dose] heterogeneity; one text under "" where that changes nothing. parameters: beside those
+        that the engine itself names.
+    """
+
+    name: str
+    tissue: dict[str, str]
+    parameters: tuple[str, ...]
+
+    def tissue_for(self, heterogeneity: str) -> str:
+        """What this engine does about tissue under that setting."""
+        return self.tissue.get(heterogeneity) or self.tissue[""]
+
+
+STATISTICS = "statistics=over voxels, not weighted by mass"
 ALGORITHMS = {
-    "dvk": (
+    "dvk": Algorithm(
         "Dose-voxel-kernel convolution",
-        "density scaling 1.04/rho of the soft-tissue dose; 0 below 0.1 g/cm3",
-        (
-            "density_scaling=1.04/rho",
-            "zero_below_g_per_cm3=0.1",
-            "kernel=PENELOPE soft tissue 1.04 g/cm3",
-            "statistics=over voxels, not weighted by mass",
-        ),
+        {
+            "density_scaling": "density scaling 1.04/rho of the soft-tissue dose; 0 below 0.1 g/cm3",
+            "local_transport": "electrons along density-scaled rays, photons by absorption in the medium; "
+            "0 below 0.1 g/cm3",
+        },
+        ("zero_below_g_per_cm3=0.1", "kernel=PENELOPE soft tissue 1.04 g/cm3", STATISTICS),
+    ),
+    "mc": Algorithm(
+        "Monte Carlo",
+        {"": "medium and density of every voxel from the CT; 0 below 0.1 g/cm3"},
+        (STATISTICS,),
     ),
 }
 
@@ -90,6 +112,8 @@ def perform(job: Job, progress: Progress = lambda _what, _part: None) -> Outcome
     raises: InputRejected when a person must act, EngineFailed or OSError when the machine is at fault.
     """
     steps = _Steps(progress)
+    if job.checkpoint is not None:
+        job.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     ct_paths = [Path(p) for p in job.inputs.ct]
     spect_paths = [Path(p) for p in job.inputs.spect]
     steps("read the CT", 0.0)
@@ -105,14 +129,14 @@ def perform(job: Job, progress: Progress = lambda _what, _part: None) -> Outcome
         spect,
         rois.found,
         given,
-        _settings(job.config),
+        _settings(job),
         lambda what, part: steps(what, 0.15 + 0.55 * part),
     )
     del hu
     steps("encode", 0.7)
     findings = _findings(job, spect, rois, given, dosimetry)
     settings = encoding_settings(job.config)
-    uids = uid_source(job.config.encode.uid_root, job.identity)
+    uids = uid_source(job.config.encode.uid_root, job.identity, *_drawn(dosimetry))
     written = encode(findings, settings, job.out, datetime.now().astimezone(), uids)
     steps.close()
     progress("done", 1.0)
@@ -123,18 +147,38 @@ def encoding_settings(config: Config) -> EncodingSettings:
     """[encode] and who we are. The device's UID stays as long as host name and AE title do."""
     name = f"dicomnode {platform.node()} {config.node.ae_title}"
     device = f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
-    return EncodingSettings(**config.encode.model_dump(), device_uid=device)
+    return EncodingSettings(
+        **config.encode.model_dump(), device_uid=device, uncertainty_map=config.montecarlo.uncertainty_map
+    )
 
 
-def _settings(config: Config) -> DosimetrySettings:
-    dose = config.dose
+def _drawn(dosimetry: Dosimetry) -> Iterator[str]:
+    """What the UIDs of numbers that chance had a part in must also depend on: the numbers themselves.
+
+    The same inputs and settings then give others: when a run ends depends on the machine's speed.
+    """
+    for map_ in dosimetry.maps:
+        if map_.uncertainty is not None:
+            yield f"{map_.engine} {hashlib.sha256(map_.volume.array.tobytes()).hexdigest()}"
+
+
+def _settings(job: Job) -> DosimetrySettings:
+    dose, montecarlo = job.config.dose, job.config.montecarlo
     return DosimetrySettings(
-        curve=config.density.curve,
+        curve=job.config.density.curve,
         engines=dose.engines,
         device=dose.device,
         grid_spacing_mm=dose.grid_spacing_mm,
         plausibility_limit=dose.plausibility_limit,
         max_outside_ct=dose.max_outside_ct,
+        heterogeneity=dose.heterogeneity,
+        kernel_cache=job.kernel_cache,
+        montecarlo=MonteCarloSettings(
+            mean_uncertainty=montecarlo.mean_uncertainty,
+            time_limit_s=montecarlo.time_limit_s,
+            seed=montecarlo.seed,
+            checkpoint=job.checkpoint,
+        ),
     )
 
 
@@ -167,7 +211,7 @@ def _findings(
         spect_headers=tuple(emission),
         nuclide=spect.nuclide,
         reference_time=dosimetry.reference_time,
-        maps=tuple(_engine_map(m) for m in dosimetry.maps),
+        maps=tuple(_engine_map(m, job.config) for m in dosimetry.maps),
         rois=tuple(_roi_findings(r, sources) for r in dosimetry.regions),
         provenance=_provenance(job.config, spect, dosimetry),
         administered_bq=given.activity_bq,
@@ -185,23 +229,24 @@ def _common(dosimetry: Dosimetry) -> tuple[str, ...]:
     return tuple(note for note in dosimetry.notes if note not in by_engine)
 
 
-def _engine_map(map_: DoseRate) -> EngineMap:
-    name, heterogeneity, parameters = ALGORITHMS[map_.engine]
+def _engine_map(map_: DoseRate, config: Config) -> EngineMap:
+    algorithm = ALGORITHMS[map_.engine]
     return EngineMap(
         engine=map_.engine,
         dose_rate=map_.volume,
-        algorithm_name=name,
+        algorithm_name=algorithm.name,
         algorithm_version=__version__,
-        parameters=parameters,
+        parameters=(*map_.parameters, *(p for p in algorithm.parameters if p not in map_.parameters)),
         kernel_sha256=map_.kernel_sha256,
-        heterogeneity=heterogeneity,
+        heterogeneity=algorithm.tissue_for(config.dose.heterogeneity),
         notes=map_.notes,
+        uncertainty=map_.uncertainty,
     )
 
 
 def _roi_findings(region: Region, sources: dict[str, InstanceReference]) -> RoiFindings:
     source = None if region.roi is None else sources.get(region.roi.source_uid)
-    return RoiFindings(region.name, region.kind, region.mask, region.statistics, source)
+    return RoiFindings(region.name, region.kind, region.mask, region.statistics, source, region.uncertainty)
 
 
 def _provenance(config: Config, spect: SpectImage, dosimetry: Dosimetry) -> Provenance:
@@ -256,6 +301,9 @@ def _new_run(findings: Findings, dosimetry: Dosimetry, seconds: dict[str, float]
         "activity_outside_ct_mbq": dosimetry.resampling.outside_ct_mbq,
         "resampling_difference": dosimetry.resampling.common_difference,
         "notes": findings.notes,
+        "uncertainty": {
+            map_.engine: [str(region) for region in map_.regions] for map_ in dosimetry.maps if map_.regions
+        },
     }
     return NewRun(
         inputs_sha256="",

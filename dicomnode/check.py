@@ -44,7 +44,10 @@ def check(config: Config, *, network: bool) -> Iterator[Finding]:
     yield from _data_dir(config)
     yield from _kernels()
     yield from _intentions(config)
-    yield from _device(config)
+    if "dvk" in config.dose.engines:
+        yield from _device(config)
+    if "mc" in config.dose.engines:
+        yield from _montecarlo(config)
     if network:
         yield from _port(config)
         yield from _ledger(config)
@@ -116,6 +119,29 @@ def _device(config: Config) -> Iterator[Finding]:
         yield Finding("problem", "[dose] device", f'"cuda", but {missing}', remedy)
     else:
         yield Finding("ok", "[dose] device", "CUDA" if has_gpu and wanted != "cpu" else "CPU")
+
+
+def _montecarlo(config: Config) -> Iterator[Finding]:
+    """Its tables are there and it can be compiled; where it will run."""
+    # Here alone: a node that does not use it need not be able to load it.
+    from pipeline.montecarlo.cuda import why_unavailable
+    from pipeline.montecarlo.data import load_physics
+    from pipeline.montecarlo.decay_data import load_source
+
+    try:
+        tables = load_physics().sha256[:12]
+        decays = ", ".join(f"{n.name} ({load_source(n.name).evaluation})" for n in NUCLIDES)
+    except (PipelineError, OSError) as error:
+        yield Finding("problem", "engine mc", str(error), "Install the package again")
+        return
+    yield Finding("ok", "engine mc", f"physics tables {tables}; decay data: {decays}")
+    missing = None if config.dose.device == "cpu" else why_unavailable()
+    if missing is not None and config.dose.device == "cuda":
+        text = f'"cuda", but {missing}: the Monte Carlo will run on the CPU'
+        yield Finding("warning", "[dose] device", text, 'Install numba-cuda, or set device = "auto"')
+    else:
+        on = "CPU" if missing is not None or config.dose.device == "cpu" else "CUDA"
+        yield Finding("ok", "[dose] device", f"Monte Carlo on {on}")
 
 
 def _cuda_answers() -> bool:

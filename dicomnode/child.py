@@ -15,7 +15,7 @@ import pickle
 import resource
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, InvalidStateError
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -51,10 +51,14 @@ class ChildExecutor(Executor):
     """Runs each submitted call in a new process of its own.
 
     memory_limit_gb: address space that a job may take; None: no limit.
+    environment: variables that a job finds, unless they are set already.
     """
 
-    def __init__(self, memory_limit_gb: float | None = None) -> None:
+    def __init__(
+        self, memory_limit_gb: float | None = None, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._memory_limit_gb = memory_limit_gb
+        self._environment = dict(environment or {})
         self._running: set[ChildFuture[Any]] = set()
         self._lock = threading.Lock()
 
@@ -62,7 +66,9 @@ class ChildExecutor(Executor):
         """Start `fn` (importable by name; arguments and result picklable) in a process."""
         here, there = _SPAWN.Pipe()
         process = _SPAWN.Process(
-            target=_child, args=(there, self._memory_limit_gb, fn, args, kwargs), daemon=True
+            target=_child,
+            args=(there, self._memory_limit_gb, self._environment, fn, args, kwargs),
+            daemon=True,
         )
         future: ChildFuture[T] = ChildFuture()
         future.process = process
@@ -117,6 +123,7 @@ def _died(exitcode: int | None) -> str:
 def _child(
     connection: Connection,
     memory_limit_gb: float | None,
+    environment: dict[str, str],
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -126,6 +133,8 @@ def _child(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, args=(connection,), daemon=True).start()
     _offer_to_memory_killer()
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
     if memory_limit_gb is not None:
         limit = int(memory_limit_gb * 1e9)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

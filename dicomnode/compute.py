@@ -6,6 +6,8 @@ The listening process claims a case, starts the job and looks in on it at every 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -28,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_INTERRUPTIONS = 10
 # After a failed attempt: the machine gets time to recover (memory, a GPU that is used by others).
 RETRY_PAUSE_S = 60.0
+_CHECKPOINT = ".checkpoint"
 _LOOK = "See the log of that time"
 _MACHINE = "Look at the disk of [node] data_dir (room, rights) and at the machine's memory"
 
@@ -79,6 +82,8 @@ class Computer:
             log.info("case %d was computing when the node stopped: queued again", case.id)
         finished = self._ledger.finished_attempts()
         for folder in (self._config.node.data_dir / "results").glob("*/*"):
+            if _CHECKPOINT in folder.name:
+                continue  # the queued case goes on from it
             if not (folder.name.isdigit() and int(folder.name) in finished):
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -107,16 +112,18 @@ class Computer:
         predecessor = self._ledger.predecessor(case.id)
         replaced = () if predecessor is None else tuple(self._ledger.results(predecessor.id))
         inputs = _absolute(Inputs.from_json(case.inputs_json), data_dir)
-        identity = self._identity(case)
+        identity, checkpoint = self._identity(case), self._checkpoint(case)
         # From here on nothing may fail before the job is `_running`: the case would stay COMPUTING.
         attempt = self._ledger.begin(case.id, Event.CLAIM, "compute", now)
-        out = data_dir / "results" / str(case.id) / str(attempt.id)
+        out = self._case_folder(case.id) / str(attempt.id)
         job = Job(
             inputs=inputs,
             config=self._config,
             out=out,
             identity=identity,
             predecessors=tuple(r.new for r in replaced),
+            kernel_cache=data_dir / "cache" / "kernels",
+            checkpoint=checkpoint,
         )
         self._running = _Running(attempt, self._submit(job), out, now + self._config.dose.timeout_s)
         log.info("case %d: attempt %d to compute began", case.id, attempt.id)
@@ -129,6 +136,20 @@ class Computer:
             failed: Future[Outcome] = Future()
             failed.set_exception(error)
             return failed
+
+    def _checkpoint(self, case: Case) -> Path | None:
+        """Where a Monte Carlo of exactly this input leaves what it has, for the next attempt.
+
+        Those of other inputs, settings or versions are of no more use, and are removed.
+        """
+        origin = " ".join((case.inputs_sha256, self._config.sha256, __version__))
+        name = f"{hashlib.sha256(origin.encode()).hexdigest()[:16]}{_CHECKPOINT}"
+        folder = self._case_folder(case.id)
+        _remove_checkpoints(folder, but=name)
+        return folder / name if "mc" in self._config.dose.engines else None
+
+    def _case_folder(self, case_id: int) -> Path:
+        return self._config.node.data_dir / "results" / str(case_id)
 
     def _identity(self, case: Case) -> str:
         """What a result's UIDs are made of: what it is computed from, and the how-manieth of these it is.
@@ -188,6 +209,8 @@ class Computer:
             self._ledger.end(
                 attempt, Event.REJECT, now, outcome="rejected", reason=error.reason, remedy=error.remedy
             )
+            # It may be the checkpoint itself that was refused: a person's `retry` begins anew.
+            _remove_checkpoints(self._case_folder(attempt.case_id))
             held = self._ledger.case(attempt.case_id)
             log.warning("case %d is %s: %s. %s", held.id, held.state, held.reason, held.remedy)
         except CancelledError:
@@ -208,6 +231,7 @@ class Computer:
             log.warning("case %d: results came too late and were dropped", attempt.case_id)
         else:
             log.info("case %d: %d results are encoded", attempt.case_id, len(relative))
+            _remove_checkpoints(self._case_folder(attempt.case_id))
 
     def _failed(self, attempt: Attempt, reason: str, remedy: str, now: float) -> None:
         failed = self._ledger.case(attempt.case_id).attempts + 1
@@ -224,6 +248,15 @@ class Computer:
             next_attempt_at=now + RETRY_PAUSE_S * failed,
         )
         log.error("case %d: %s%s", attempt.case_id, text, "" if not last else ": FAILED")
+
+
+def _remove_checkpoints(folder: Path, but: str = "") -> None:
+    """Also what one that was being written left behind."""
+    for path in folder.glob(f"*{_CHECKPOINT}*"):
+        if path.name != but:
+            # One that stays costs room until the case's next attempt, and nothing else.
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _told(error: Exception) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,10 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Millimetres = Annotated[float, Field(gt=0, le=20)]
 Right = Literal["echo", "store"]
-Engine = Literal["dvk"]
+Engine = Literal["dvk", "mc"]
+
+# Reading, resampling, compiling and encoding need their part of an attempt's time.
+LARGEST_SHARE_OF_TIMEOUT = 0.75
 
 
 class Section(BaseModel):
@@ -120,6 +124,9 @@ class Dose(Section):
     """[dose]: what is computed and on what."""
 
     engines: tuple[Engine, ...] = Field(("dvk",), min_length=1, description="one RTDOSE each")
+    heterogeneity: Literal["density_scaling", "local_transport"] = Field(
+        "density_scaling", description="how dvk takes tissue densities into account"
+    )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: a GPU where there is one")
     grid_spacing_mm: tuple[Millimetres, Millimetres, Millimetres] | None = Field(
         None, description="(z, y, x) of the dose grid; unset: the CT's own"
@@ -140,6 +147,24 @@ class Dose(Section):
         if len(set(engines)) < len(engines):
             raise ValueError("an engine is named twice")
         return engines
+
+
+class MonteCarlo(Section):
+    """[montecarlo]: when engine mc ends, whichever comes first, and what it tells."""
+
+    mean_uncertainty: float = Field(
+        0.005, gt=0, description="of the voxels of every ROI, k=1, relative; 0.005 is 0.5 %"
+    )
+    time_limit_s: Seconds = Field(1200.0, description="then the result goes out with what it has reached")
+    seed: int = Field(1, ge=0, le=2**31 - 1, description="of the random numbers")
+    uncertainty_map: bool = Field(False, description="also a Parametric Map of the uncertainty in mGy/h")
+
+    @field_validator("mean_uncertainty")
+    @classmethod
+    def _fraction(cls, value: float) -> float:
+        if value >= 0.5:
+            raise ValueError(f"it is a fraction, 0.005 means 0.5 %; {value:g} would be {value:.0%}")
+        return value
 
 
 class Encode(Section):
@@ -194,6 +219,7 @@ class Config(Section):
     camera: tuple[Camera, ...] = ()
     density: Density = Density()
     dose: Dose = Dose()
+    montecarlo: MonteCarlo = MonteCarlo()
     encode: Encode = Encode()
     deliver: Deliver = Deliver()
     notify: Notify = Notify()
@@ -212,6 +238,18 @@ class Config(Section):
                 raise ValueError(f"[deliver] to names {name!r}, {_nearest(name, list(known), 'peer')}")
             if not known[name].host or known[name].port is None:
                 raise ValueError(f"[deliver] to names {name!r}, whose [[peers]] entry lacks host or port")
+        return self
+
+    @model_validator(mode="after")
+    def _montecarlo_ends_in_time(self) -> Config:
+        timeout_s, limit_s = self.dose.timeout_s, self.montecarlo.time_limit_s
+        if "mc" in self.dose.engines and limit_s > LARGEST_SHARE_OF_TIMEOUT * timeout_s:
+            raise ValueError(
+                f"[montecarlo] time_limit_s = {limit_s:g} is too close to [dose] timeout_s = {timeout_s:g}, "
+                "at which an attempt is killed: "
+                f"set time_limit_s to {LARGEST_SHARE_OF_TIMEOUT * timeout_s:g} at most, "
+                f"or timeout_s to {math.ceil(limit_s / LARGEST_SHARE_OF_TIMEOUT)} at least"
+            )
         return self
 
     def destinations(self) -> tuple[Peer, ...]:
@@ -248,6 +286,13 @@ def parse(data: dict[str, Any], source: str = "config.toml") -> Config:
     except ValidationError as error:
         problems = "\n".join(f"  {problem}" for problem in _problems(error, data))
         raise ConfigurationError(f"{source} has {error.error_count()} problem(s):\n{problems}") from None
+
+
+def with_engines(config: Config, engines: list[str]) -> Config:
+    """The same settings with other engines. raises: ConfigurationError for one that does not exist."""
+    changed = config.model_dump()
+    changed["dose"]["engines"] = tuple(engines)
+    return parse(changed, "--engine")
 
 
 def _problems(error: ValidationError, data: dict[str, Any]) -> Iterator[str]:

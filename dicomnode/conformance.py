@@ -1,4 +1,4 @@
-"""docs/conformance.md, section Receiving: written from the code, so that it cannot lag behind.
+"""docs/conformance.md, sections Receiving and Results: written from the code, so that it cannot lag behind.
 
 python -m dicomnode.conformance [PAGE]
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
+from dicomnode import vocabulary
 from dicomnode.contexts import SOP_CLASSES, VERIFICATION, transfer_syntaxes
 from dicomnode.defects import ANSWERS
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID
@@ -17,7 +19,9 @@ from dicomnode.implementation import IMPLEMENTATION_CLASS_UID
 PAGE = Path(__file__).parent.parent / "docs" / "conformance.md"
 BEGIN = "<!-- receiving: written by python -m dicomnode.conformance -->"
 END = "<!-- end of receiving -->"
-_NEW_PAGE = f"# DICOM conformance\n\n{BEGIN}\n{END}\n"
+BEGIN_RESULTS = "<!-- results: written by python -m dicomnode.conformance -->"
+END_RESULTS = "<!-- end of results -->"
+_NEW_PAGE = f"# DICOM conformance\n\n{BEGIN}\n{END}\n\n{BEGIN_RESULTS}\n{END_RESULTS}\n"
 
 _REJECTIONS = {
     "the called AE title is the node's (`[node] ae_title`)": "1, 1, 7 called AE title not recognized",
@@ -56,6 +60,34 @@ Every other answer has a Failure status. The sentence is sent as Error Comment. 
 attributes, such as Patient ID, are no defect here: the case is held where they matter."""
 
 
+_RESULTS = """\
+## Results
+
+Explicit VR little endian, each the only instance of its series, in the patient and study of the CT.
+
+| object | SOP class | when |
+|---|---|---|
+| regions: body, field of view, every ROI | Segmentation | always |
+| dose rate of an engine, stored as rate x 1 h | RT Dose | one for each of `[dose] engines` |
+| the same in mGy/h, float32 | Parametric Map | `[encode] parametric_map` |
+| standard uncertainty (k=1) of engine mc's voxels, mGy/h | Parametric Map | `[montecarlo] uncertainty_map` |
+| report, TID 1500 | Comprehensive 3D SR or Enhanced SR | always, last |
+
+The uncertainty map names its RT Dose in Referenced Instance Sequence. DoseType ERROR is not used: it means
+the difference of desired and planned dose (PS3.3 C.8.8.3).
+
+In the report the statistical uncertainty of a mean dose rate is a property of that measurement (TID 310):
+371884006 SCT, "+/-, range of measurement uncertainty" (CID 225), in the same unit, with Derivation Standard
+Deviation: one standard deviation. That mean's relative uncertainty, and the mean relative uncertainty of a
+voxel, are measurements of their own in the group, in %."""
+
+_PRIVATE = """\
+### Private codes
+
+Coding scheme {scheme}, "{name}". Every object that uses it declares it in Coding Scheme Identification
+Sequence."""
+
+
 def receiving() -> str:
     """The section, from the tables that the receiver itself uses."""
     everything = transfer_syntaxes(SOP_CLASSES[0])
@@ -73,13 +105,28 @@ def receiving() -> str:
     )
 
 
+def results() -> str:
+    """What the node writes, and the codes that no published scheme has."""
+    single = [code for code in vars(vocabulary).values() if isinstance(code, Code)]
+    of_segments = [code for pair in vocabulary.SEGMENT_PROPERTY.values() for code in pair]
+    rows = [
+        f"| {code.value} | {code.meaning} |"
+        for code in (*single, *vocabulary.DR.values(), *of_segments)
+        if code.scheme_designator == vocabulary.PRIVATE_SCHEME
+    ]
+    private = _PRIVATE.format(scheme=vocabulary.PRIVATE_SCHEME, name=vocabulary.PRIVATE_SCHEME_NAME)
+    return "\n\n".join((_RESULTS, private, "\n".join(("| code | meaning |", "|---|---|", *rows))))
+
+
 def updated(page: str) -> str:
-    """`page` with its section replaced."""
-    before, _, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"the page lacks the lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{receiving()}\n\n{END}{after}"
+    """`page` with its sections replaced."""
+    for begin, end, section in ((BEGIN, END, receiving), (BEGIN_RESULTS, END_RESULTS, results)):
+        before, _, rest = page.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"the page lacks the lines {begin!r} and {end!r}")
+        page = f"{before}{begin}\n\n{section()}\n\n{end}{after}"
+    return page
 
 
 def _rejections() -> str:

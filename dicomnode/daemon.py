@@ -63,7 +63,9 @@ class Daemon:
         self.intake = Intake(self._spool, self.ledger)
         self.receiver = Receiver(config.node, config.peers, config.receive, self._spool, self.intake, clock)
         self._assembler = Assembler(config.assemble, config.camera, self.ledger, config.node.data_dir)
-        self._executor = executor or ChildExecutor(config.dose.memory_limit_gb)
+        # Where numba would write its code, beside the software, a service may not write.
+        compiled = {"NUMBA_CACHE_DIR": str(config.node.data_dir / "cache" / "numba")}
+        self._executor = executor or ChildExecutor(config.dose.memory_limit_gb, compiled)
         self._computer = Computer(config, self.ledger, self._executor, work)
         self._deliverer = Deliverer(config, self.ledger)
         self._notifier = Notifier(config.notify, self.ledger)

@@ -1,6 +1,6 @@
 """Stage: findings -> DICOM files on disk, their UIDs fixed.
 
-SEG, then one RTDOSE (and Parametric Map) per engine, then the SR, which refers to the others. Each
+SEG, then one RTDOSE (and its Parametric Maps) per engine, then the SR, which refers to the others. Each
 file is durable before the next is begun: `.part`, fsync, rename, fsync of the folder. The same
 findings and UIDs write the same files again, so an attempt that died halfway is simply repeated.
 """
@@ -69,7 +69,7 @@ def encode(
     case = _Case(findings, settings, folder, now, uids)
     tracking = [uids(f"region {number}") for number in range(1, len(findings.rois) + 1)]
     segments, reference = case.segmentation(tracking)
-    written = WrittenResults(reference, {}, {}, tracking)
+    written = WrittenResults(reference, {}, {}, {}, tracking)
     maps = [encoded for number in range(len(findings.maps)) for encoded in case.maps(number, written)]
     return (segments, *maps, case.report(written))
 
@@ -93,6 +93,8 @@ class _Case:
         yield self._dose(number, written)
         if self.settings.parametric_map:
             yield self._parametric_map(number, written)
+        if self.settings.uncertainty_map and self.findings.maps[number].uncertainty is not None:
+            yield self._uncertainty(number, written)
 
     def report(self, written: WrittenResults) -> EncodedObject:
         number = 1 + 2 * len(self.findings.maps)
@@ -116,6 +118,19 @@ class _Case:
         result = parametric_map.build(self.findings, engine_map, self.settings, identity, self.now)
         written.parametric_map[engine_map.engine] = reference_of(result)
         return self._write(result, ResultKind.PM, engine_map.engine)
+
+    def _uncertainty(self, number: int, written: WrittenResults) -> EncodedObject:
+        engine_map = self.findings.maps[number]
+        description = parametric_map.uncertainty_description(self.findings, engine_map)
+        # After the SR: the other objects keep their numbers whether there is such a map or not.
+        place = 2 + 2 * len(self.findings.maps) + number
+        identity = self._identity(ResultKind.UNCERTAINTY, engine_map.engine, place, description)
+        dose = written.dose[engine_map.engine]
+        result = parametric_map.build_uncertainty(
+            self.findings, engine_map, self.settings, identity, self.now, dose
+        )
+        written.uncertainty[engine_map.engine] = reference_of(result)
+        return self._write(result, ResultKind.UNCERTAINTY, engine_map.engine)
 
     def _identity(self, kind: ResultKind, engine: str, number: int, description: str) -> ResultIdentity:
         return ResultIdentity(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Literal
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from pipeline.decay import Nuclide
+from pipeline.dose_rate import RegionUncertainty
 from pipeline.errors import InputRejected
 from pipeline.histogram import RegionKind, RoiStatistics
 from pipeline.volume import Volume
@@ -29,6 +30,7 @@ class ResultKind(StrEnum):
     SEG = "SEG"
     RTDOSE = "RTDOSE"
     PM = "PM"
+    UNCERTAINTY = "UNCERTAINTY"
     SR = "SR"
 
 
@@ -85,6 +87,7 @@ class EngineMap:
     parameters: one text per setting that changes the numbers, ``density_scaling=1.04/rho``.
     heterogeneity: what was done about tissue densities, in words.
     tissue_correction: the same as Defined Terms (PS3.3 C.8.8.3): IMAGE, ROI_OVERRIDE, WATER.
+    uncertainty: mGy/h, one standard deviation of each voxel; of an engine with statistics.
     """
 
     engine: str
@@ -96,12 +99,15 @@ class EngineMap:
     heterogeneity: str
     notes: tuple[str, ...] = ()
     tissue_correction: tuple[str, ...] = ("IMAGE",)
+    uncertainty: Volume | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]{1,8}", self.engine):
             raise ValueError(f"an engine's name is 1-8 lower-case letters or digits, not {self.engine!r}")
         if self.dose_rate.unit != "mGy/h":
             raise ValueError(f"a dose-rate map is in mGy/h, not {self.dose_rate.unit}")
+        if self.uncertainty is not None and not self.uncertainty.grid.same_as(self.dose_rate.grid):
+            raise ValueError("a dose-rate map and its uncertainty lie on different grids")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,6 +118,7 @@ class RoiFindings:
         grid out, and say so in `Findings.notes`.
     statistics: by engine; volume, mass and activity are the same in all.
     source: the RTSTRUCT or SEG that the region came with.
+    uncertainty: statistical, by engine; of those that have statistics.
     """
 
     name: str
@@ -119,6 +126,7 @@ class RoiFindings:
     mask: NDArray[np.bool_]
     statistics: dict[str, RoiStatistics]
     source: InstanceReference | None = None
+    uncertainty: dict[str, RegionUncertainty] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.mask.dtype != np.bool_:
@@ -176,6 +184,11 @@ class Findings:
         if uid != ct:
             raise ValueError(f"the dose grid's frame of reference {uid!r} is not the CT's, {ct!r}")
 
+    def least_certain(self, engine: str) -> RegionUncertainty | None:
+        """The region in which an engine's voxels are least certain; None for one without statistics."""
+        found = [roi.uncertainty[engine] for roi in self.rois if engine in roi.uncertainty]
+        return max(found, key=lambda region: region.of_voxels, default=None)
+
     def replaced(self, kind: ResultKind, engine: str = "") -> tuple[InstanceReference, ...]:
         """What a new result of this kind and engine replaces."""
         return tuple(p.instance for p in self.predecessors if (p.kind, p.engine) == (kind, engine))
@@ -189,6 +202,7 @@ class EncodingSettings:
         installations never share one.
     uid_root: ends in a dot; empty for 2.25.
     series_number: of the SEG; the other results count on from it.
+    uncertainty_map: whether an engine with statistics also gets a Parametric Map of its uncertainty.
     """
 
     device_uid: str
@@ -203,3 +217,4 @@ class EncodingSettings:
     model_name: str = "dicomnode"
     serial_number: str = "1"
     series_number: int = 9000
+    uncertainty_map: bool = False

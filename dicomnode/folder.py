@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from pydicom import dcmread
@@ -37,16 +38,21 @@ def compute_folder(folder: Path, out: Path, config: Config, console: Console) ->
     # The same files, settings and version give the same UIDs: computing twice makes no second object.
     made_from = f"folder {studies[0]} {sha256} {config.sha256} {__version__}"
     identity = hashlib.sha256(made_from.encode()).hexdigest()
+    job = Job(inputs, config, out, identity, kernel_cache=_kernel_cache(config.node.data_dir))
     with _progress(console) as bar:
         task = bar.add_task("start", total=1.0)
-        outcome = perform(
-            Job(inputs, config, out, identity), lambda what, part: _advance(bar, task, what, part)
-        )
+        outcome = perform(job, lambda what, part: _advance(bar, task, what, part))
     report = next(r for r in outcome.results if r.kind == "SR")
     console.print(report_table(dcmread(report.path)))
     for result in outcome.results:
-        console.print(f"{result.kind:7} {result.path}", highlight=False)
+        console.print(f"{result.kind:11} {result.path}", highlight=False)
     return outcome
+
+
+def _kernel_cache(data_dir: Path) -> Path | None:
+    """The node's, where this account may write to it."""
+    folder = data_dir / "cache" / "kernels"
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _headers(folder: Path, console: Console) -> list[Header]:

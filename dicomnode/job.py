@@ -20,6 +20,10 @@ class Job:
     """What sets these results apart from every other: part of their UIDs' origin."""
     predecessors: tuple[NewResult, ...] = ()
     """The results that these replace."""
+    kernel_cache: Path | None = None
+    """Where computed voxel kernels are kept for other cases."""
+    checkpoint: Path | None = None
+    """What a Monte Carlo that is interrupted leaves, and goes on from at the next attempt."""
 
 
 @dataclass(frozen=True, slots=True)

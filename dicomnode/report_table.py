@@ -9,6 +9,8 @@ from rich.text import Text
 
 from dicomnode.summary_report import ReportRow, read_table
 
+# One standard deviation, in per cent; only of engines with statistics.
+UNCERTAINTY = ("u mean %", "u voxel %")
 COLUMNS = ("mL", "g", "MBq", "mean", "max", "min", "SD", "DR10", "DR30", "DR70", "DR90")
 
 
@@ -23,15 +25,24 @@ def report_table(report: Dataset) -> Table:
         table.add_column("algorithm", no_wrap=True)
     for name in COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
+    uncertain = any(row.voxel_uncertainty is not None for row in rows)
+    for name in UNCERTAINTY if uncertain else ():
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         names = [row.roi] if len(algorithms) == 1 else [row.roi, row.algorithm]
-        table.add_row(*map(Text, names), *(_shown(value) for value in _values(row)))
+        certain = (row.mean_uncertainty, row.voxel_uncertainty) if uncertain else ()
+        figures = [*(_shown(value) for value in _values(row)), *map(_per_cent, certain)]
+        table.add_row(*map(Text, names), *figures)
     return table
 
 
 def _values(row: ReportRow) -> tuple[float, ...]:
     rates = (row.mean, row.maximum, row.minimum, row.sd, row.dr10, row.dr30, row.dr70, row.dr90)
     return (row.volume_ml, row.mass_g, row.activity_mbq, *rates)
+
+
+def _per_cent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}" if value < 100 else f"{value:.0f}"
 
 
 def _shown(value: float) -> str:

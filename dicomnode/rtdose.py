@@ -29,10 +29,12 @@ from dicomnode.result_header import (
     referenced_sop,
     sources,
 )
+from pipeline.dose_rate import percent
 from pipeline.errors import InputRejected
 from pipeline.volume import Grid
 
 _MGY_PER_GY = 1000.0
+_LO = 64  # characters of VR LO (PS3.5 6.2)
 # Some readers take 32-bit pixels for signed whatever PixelRepresentation says; 16-bit ones do not.
 _STORED_MAXIMUM = {16: 2**16 - 1, 32: 2**31 - 1}
 _STORED_DTYPE: dict[int, np.dtype[np.unsignedinteger]] = {16: np.dtype("<u2"), 32: np.dtype("<u4")}
@@ -91,7 +93,7 @@ def build(
     _write_pixels(dose, quantised, settings.bits)
     _write_dose(dose, engine_map, settings, quantised.scaling)
     _write_references(dose, findings, engine_map.engine)
-    dose.DoseComment = dose_comment(engine_map, settings, findings.reference_time)
+    dose.DoseComment = dose_comment(findings, engine_map, settings)
     dose.ImageComments = image_comments(findings, engine_map, settings, quantised.step)
     dose.DerivationDescription = f"{engine_map.algorithm_name} {engine_map.algorithm_version}"
     apply_header(dose, findings, settings, identity, now)
@@ -104,10 +106,17 @@ def series_description(findings: Findings, engine_map: EngineMap, settings: Enco
     return f"{findings.nuclide.name} {engine_map.engine.upper()} dose rate ({unit})"
 
 
-def dose_comment(engine_map: EngineMap, settings: EncodingSettings, reference_time: datetime) -> str:
-    """What a planning system shows; at most 64 characters (VR LO)."""
+def dose_comment(findings: Findings, engine_map: EngineMap, settings: EncodingSettings) -> str:
+    """What a planning system shows; at most 64 characters (VR LO).
+
+    u: standard uncertainty of the voxels, their mean in the region that is least certain.
+    """
     unit = "Gy = Gy/h x 1 h" if settings.dose_units == "GY" else "1 = 1 Gy/h"
-    return f"{engine_map.engine.upper()} dose rate ({unit}) at {reference_time:%Y-%m-%d %H:%M:%S}"
+    worst = findings.least_certain(engine_map.engine)
+    certain = "" if worst is None else f" u={percent(worst.of_voxels)}"
+    at = f"{findings.reference_time:%Y-%m-%d %H:%M:%S}"
+    comment = f"{engine_map.engine.upper()} dose rate{certain} ({unit}) at {at}"
+    return comment if len(comment) <= _LO else comment.replace(certain, "")
 
 
 def image_comments(
@@ -124,12 +133,18 @@ def image_comments(
         f"Algorithm: {engine_map.algorithm_name} {engine_map.algorithm_version}.",
         f"Parameters: {'; '.join(engine_map.parameters)}." if engine_map.parameters else "",
         f"Tissue: {engine_map.heterogeneity}.",
+        _uncertainty(findings, engine_map.engine),
         f"Stored in steps of {quantisation_step:.1e} of the maximum.",
         *(f"Replaces {reference.sop_instance_uid}." for reference in replaced),
         *(_sentence(note) for note in (*engine_map.notes, *findings.notes)),
         *(f"{what}: {value}." for what, value in findings.provenance.described()),
     ]
     return " ".join(sentence for sentence in sentences if sentence)[:10240]
+
+
+def _uncertainty(findings: Findings, engine: str) -> str:
+    found = [str(roi.uncertainty[engine]) for roi in findings.rois if engine in roi.uncertainty]
+    return f"Statistical standard uncertainty (k=1): {'; '.join(found)}." if found else ""
 
 
 def _checked_maximum(dose_rate_mgy_per_h: NDArray[np.float32]) -> float:

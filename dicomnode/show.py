@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -145,6 +146,8 @@ def _results(ledger: Ledger, case: Case) -> Iterator[RenderableType]:
         yield Text(
             f"\nrun {run.id} of {_at(run.created_at)}, software {run.new.software_version}{predecessor}"
         )
+        for engine, regions in json.loads(run.new.details_json or "{}").get("uncertainty", {}).items():
+            yield Text(f"{engine} uncertainty (k=1): {'; '.join(regions)}")
         table = Table("object", "engine", _whole("SOP Instance UID"), _whole("file"), "delivered", box=None)
         to: dict[int, list[str]] = {}
         for result, delivery in ledger.deliveries(run.id):

@@ -7,7 +7,8 @@
     ├── Imaging Measurements
     │   └── Measurement Group, one per region and engine
     │       ├── algorithm, segment of the SEG, dose-rate map (COMPOSITE)
-    │       └── volume, mass, activity; mean, maximum, minimum, SD; DR10, DR30, DR70, DR90
+    │       ├── volume, mass, activity; mean, maximum, minimum, SD; DR10, DR30, DR70, DR90
+    │       └── of an engine with statistics: uncertainty of the mean and of the voxels
     └── Dose rate calculation
         ├── reference time, radionuclide, administered activity and the fraction of it found
         ├── sources, provenance, and what the reader must know
@@ -73,6 +74,7 @@ class WrittenResults:
     segmentation: InstanceReference
     dose: dict[str, InstanceReference]
     parametric_map: dict[str, InstanceReference]
+    uncertainty: dict[str, InstanceReference]
     tracking: list[str]
 
     def all(self) -> Iterator[InstanceReference]:
@@ -80,6 +82,7 @@ class WrittenResults:
         yield self.segmentation
         yield from self.dose.values()
         yield from self.parametric_map.values()
+        yield from self.uncertainty.values()
 
 
 def build(
@@ -191,11 +194,10 @@ def _group(
 def _group_references(roi: RoiFindings, engine: str, written: WrittenResults) -> Iterator[ContentItem]:
     dose = written.dose[engine]
     yield _composite(v.SOURCE_OF_MEASUREMENT, dose)
-    if engine in written.parametric_map:
-        image = written.parametric_map[engine]
-        yield ImageContentItem(
-            v.SOURCE_OF_MEASUREMENT, image.sop_class_uid, image.sop_instance_uid, relationship_type=_CONTAINS
-        )
+    for images in (written.parametric_map, written.uncertainty):
+        if engine in images:
+            sop = images[engine].sop_class_uid, images[engine].sop_instance_uid
+            yield ImageContentItem(v.SOURCE_OF_MEASUREMENT, *sop, relationship_type=_CONTAINS)
     if roi.source:
         yield _composite(v.SOURCE_OF_REGION, roi.source)
 
@@ -210,12 +212,30 @@ def _measurements(roi: RoiFindings, engine: str) -> Iterator[hd.sr.Measurement]:
     yield _measured(roi, v.VOLUME, found.volume_ml, v.ML)
     yield _measured(roi, v.MASS, found.mass_g, v.GRAM)
     yield _measured(roi, v.ACTIVITY, found.activity_mbq, v.MBQ)
-    yield _measured(roi, v.DOSE_RATE, found.mean, v.MGY_PER_H, v.MEAN)
+    mean = _measured(roi, v.DOSE_RATE, found.mean, v.MGY_PER_H, v.MEAN)
+    uncertainty = roi.uncertainty.get(engine)
+    if uncertainty is not None:
+        mean[0].ContentSequence.append(_plus_minus(uncertainty.of_mean * found.mean))
+    yield mean
     yield _measured(roi, v.DOSE_RATE, found.maximum, v.MGY_PER_H, v.MAXIMUM)
     yield _measured(roi, v.DOSE_RATE, found.minimum, v.MGY_PER_H, v.MINIMUM)
     yield _measured(roi, v.DOSE_RATE, found.sd, v.MGY_PER_H, v.STANDARD_DEVIATION)
     for percent, value in ((10, found.dr10), (30, found.dr30), (70, found.dr70), (90, found.dr90)):
         yield _measured(roi, v.DR[percent], value, v.MGY_PER_H)
+    if uncertainty is not None:
+        yield _measured(roi, v.MEAN_UNCERTAINTY, 100.0 * uncertainty.of_mean, v.PERCENT)
+        yield _measured(roi, v.VOXEL_UNCERTAINTY, 100.0 * uncertainty.of_voxels, v.PERCENT)
+
+
+def _plus_minus(value: float) -> NumContentItem:
+    """The uncertainty of a measurement as one of its properties (TID 310); it is one standard deviation."""
+    item = NumContentItem(
+        v.UNCERTAINTY_RANGE, value, v.MGY_PER_H, relationship_type=RelationshipTypeValues.HAS_PROPERTIES
+    )
+    of = RelationshipTypeValues.HAS_CONCEPT_MOD
+    item.ContentSequence = ContentSequence([CodeContentItem(codes.DCM.Derivation, v.STANDARD_DEVIATION, of)])
+    _shorten(item)
+    return item
 
 
 def _measured(
@@ -302,7 +322,10 @@ def _text(name: Code, value: str) -> TextContentItem:
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """One measurement group. Volume mL, mass g, activity MBq, dose rates mGy/h."""
+    """One measurement group. Volume mL, mass g, activity MBq, dose rates mGy/h.
+
+    mean_uncertainty, voxel_uncertainty: %, one standard deviation; None where the engine has no statistics.
+    """
 
     roi: str
     algorithm: str
@@ -317,6 +340,8 @@ class ReportRow:
     dr30: float
     dr70: float
     dr90: float
+    mean_uncertainty: float | None = None
+    voxel_uncertainty: float | None = None
 
 
 def read_table(report: Dataset) -> tuple[ReportRow, ...]:
@@ -341,6 +366,7 @@ def _row(group: Dataset) -> ReportRow:
         *(values[name.value, ""] for name in (v.VOLUME, v.MASS, v.ACTIVITY)),
         *rates,
         *(values[v.DR[percent].value, ""] for percent in (10, 30, 70, 90)),
+        *(values.get((name.value, "")) for name in (v.MEAN_UNCERTAINTY, v.VOXEL_UNCERTAINTY)),
     )
 
 

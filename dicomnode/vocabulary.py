@@ -51,6 +51,13 @@ DR = {
     percent: _private(f"DR{percent}", f"Minimum absorbed dose rate to the hottest {percent} % of the region")
     for percent in (10, 30, 70, 90)
 }
+# How certain that is, of an engine with statistics. PS3.16 TID 310 hangs a measurement's uncertainty on it by
+# a concept of CID 225; no scheme has a code for the mean of the voxels' own, nor for a map of them.
+UNCERTAINTY_RANGE = Code("371884006", "SCT", "+/-, range of measurement uncertainty")
+MEAN_UNCERTAINTY = _private("MEAN_UNCERT", "Statistical standard uncertainty (k=1) of the mean dose rate")
+VOXEL_UNCERTAINTY = _private("VOXEL_UNCERT", "Mean statistical standard uncertainty (k=1) of a voxel")
+DOSE_RATE_UNCERTAINTY = _private("DOSE_RATE_UNCERT", "Standard uncertainty (k=1) of the absorbed dose rate")
+UNCERTAINTY_OF = _private("UNCERTAINTY_OF", "Dose rate whose uncertainty this is")
 
 # The report as a whole.
 REPORT_TITLE = Code("126000", "DCM", "Imaging Measurement Report")

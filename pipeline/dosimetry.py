@@ -2,15 +2,16 @@
 
 ::
 
-    CT ─ HU → density ─┐                         ┌─ body, field of view, drawn ROIs
+    CT ─ HU → density ─┬─ body, field of view, drawn ROIs ─┐
     SPECT ─ Bq/mL → onto the CT's lattice → engines → dose-rate maps → statistics of each region
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,14 @@ from pipeline.body import Body, find_body
 from pipeline.ct import AIR_HU
 from pipeline.dataset import seconds_between
 from pipeline.density import hu_to_density
-from pipeline.dose_rate import AIR_BELOW_G_PER_CM3, DoseRate, DoseRequest
+from pipeline.dose_rate import (
+    AIR_BELOW_G_PER_CM3,
+    DoseRate,
+    DoseRequest,
+    Heterogeneity,
+    MonteCarloSettings,
+    RegionUncertainty,
+)
 from pipeline.engines import engine
 from pipeline.errors import InputRejected
 from pipeline.grid import ResamplingReport, activity_onto, resample
@@ -37,6 +45,8 @@ LITTLE_FOUND = 0.01
 UNSEEN_FROM = 0.01
 """Part of a region outside the SPECT's field from which on the results say so."""
 
+FIELD_OF_VIEW = "Field of view"
+
 Mask = NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 Progress = Callable[[str, float], None]
@@ -49,6 +59,7 @@ class DosimetrySettings:
     grid_spacing_mm: (z, y, x) of the dose grid, never finer than the CT; None: the CT's own.
     plausibility_limit: largest accepted (found / administered) activity.
     max_outside_ct: largest accepted part of the SPECT's activity that lies outside the CT's box.
+    heterogeneity, kernel_cache: of DVK. montecarlo: when a Monte Carlo ends.
     """
 
     curve: Sequence[Sequence[float]]
@@ -57,17 +68,24 @@ class DosimetrySettings:
     grid_spacing_mm: Triple | None = None
     plausibility_limit: float = 1.10
     max_outside_ct: float = 0.5
+    heterogeneity: Heterogeneity = "density_scaling"
+    kernel_cache: Path | None = None
+    montecarlo: MonteCarloSettings = field(default_factory=MonteCarloSettings)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
-    """A region on the dose grid and its figures by engine. roi: as it was drawn, for kind ROI."""
+    """A region on the dose grid and its figures by engine. roi: as it was drawn, for kind ROI.
+
+    uncertainty: by engine; only of engines with statistics, and of regions that they were asked for.
+    """
 
     name: str
     kind: RegionKind
     mask: Mask
     statistics: dict[str, RoiStatistics]
     roi: Roi | None = None
+    uncertainty: dict[str, RegionUncertainty] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -132,32 +150,72 @@ def compute_dosimetry(
         )
     apart = [] if found.apart is None else [found.apart]
     box = _enclosing([crop_box(mask) for mask in (body, *apart, *drawn)])
-    # Only what is reported is computed: the density's grid tells an engine where.
+    masks = [body[box], field[box], *(mask[box] for mask in drawn)]
+    # Only what is reported is computed: the density's grid tells an engine where. Monte Carlo looks beyond.
+    whole = density if "mc" in settings.engines else None
     density = density.boxed(box)
-    maps = _maps(activity, density, spect, settings, progress)
+    asked = _asked(rois, masks)
+    maps = _maps(_request(activity, density, whole, spect, asked, settings), settings.engines, progress)
     for map_ in maps:
         notes += [note for note in map_.notes if note not in notes]
     activity = recut(activity, density.grid)
     progress("regions", 0.9)
-    masks = [body[box], field[box], *(mask[box] for mask in drawn)]
     regions = _regions(masks, rois, maps, density, activity)
     return Dosimetry(
         maps, regions, density, activity, spect.reference_time, resampling, checked, tuple(notes)
     )
 
 
-def _maps(
-    activity: Volume, density: Volume, spect: SpectImage, settings: DosimetrySettings, progress: Progress
-) -> tuple[DoseRate, ...]:
+def _request(
+    activity: Volume,
+    density: Volume,
+    whole: Volume | None,
+    spect: SpectImage,
+    asked: dict[str, Mask],
+    settings: DosimetrySettings,
+) -> DoseRequest:
+    return DoseRequest(
+        activity,
+        density,
+        spect.nuclide,
+        settings.device,
+        regions=asked,
+        heterogeneity=settings.heterogeneity,
+        kernel_cache=settings.kernel_cache,
+        montecarlo=settings.montecarlo,
+        surroundings=whole,
+    )
+
+
+def _maps(request: DoseRequest, engines: Sequence[str], progress: Progress) -> tuple[DoseRate, ...]:
     maps = []
-    for number, name in enumerate(settings.engines):
+    for number, name in enumerate(engines):
 
         def told(what: str, part: float, number: int = number, name: str = name) -> None:
-            progress(f"{name}: {what}", 0.3 + 0.6 * (number + part) / len(settings.engines))
+            progress(f"{name}: {what}", 0.3 + 0.6 * (number + part) / len(engines))
 
-        request = DoseRequest(activity, density, spect.nuclide, settings.device)
         maps.append(engine(name)(request, told))
     return tuple(maps)
+
+
+def _names(rois: Sequence[Roi]) -> list[str]:
+    """A name for each region of interest that no other has: two objects may both hold a "Liver"."""
+    names: list[str] = []
+    for roi in rois:
+        name, number = roi.name, 1
+        while name in names:
+            number += 1
+            name = f"{roi.name} ({number})"
+        names.append(name)
+    return names
+
+
+def _asked(rois: Sequence[Roi], masks: Sequence[Mask]) -> dict[str, Mask]:
+    """Where an engine with statistics must become certain enough: the ROIs; without any, the field of view.
+
+    Never the body: most of it holds so little dose that no run would end.
+    """
+    return dict(zip(_names(rois), masks[2:], strict=True)) if rois else {FIELD_OF_VIEW: masks[1]}
 
 
 def _on_dose_grid(
@@ -279,9 +337,11 @@ def _regions(
     """masks: body, field of view, then one for each ROI."""
     fixed: list[tuple[str, RegionKind, Roi | None]] = [
         ("Body", RegionKind.BODY, None),
-        ("Field of view", RegionKind.FIELD_OF_VIEW, None),
+        (FIELD_OF_VIEW, RegionKind.FIELD_OF_VIEW, None),
     ]
     named = [*fixed, *((roi.name, RegionKind.ROI, roi) for roi in rois)]
+    asked_as = ["", "" if rois else FIELD_OF_VIEW, *_names(rois)]
+    certain = {(m.engine, found.name): found for m in maps for found in m.regions}
     return tuple(
         Region(
             name,
@@ -289,6 +349,7 @@ def _regions(
             np.ascontiguousarray(mask),
             {m.engine: roi_statistics(name, mask, m.volume, density, activity) for m in maps},
             roi,
+            {m.engine: certain[m.engine, key] for m in maps if (m.engine, key) in certain},
         )
-        for (name, kind, roi), mask in zip(named, masks, strict=True)
+        for (name, kind, roi), key, mask in zip(named, asked_as, masks, strict=True)
     )

@@ -30,6 +30,7 @@ DOORS = {
         "dicomnode.standin_pacs",
     ),
     "matplotlib": ("dicomnode.demo",),
+    "numba": ("pipeline.montecarlo", "pipeline.heterogeneity", "pipeline.kernels", "pipeline.pair_distance"),
 }
 # pydicom in `pipeline` only where files are read; simulation, convolution and inference run without it.
 READERS = {
@@ -44,6 +45,8 @@ WITHOUT_PYDICOM = (
     "pipeline.dose_rate",
     "pipeline.dvk",
     "pipeline.engines",
+    "pipeline.montecarlo.engine",
+    "pipeline.montecarlo.simulate",
     "pipeline.histogram",
     "pipeline.density",
     "pipeline.simulate.patient",
@@ -106,7 +109,7 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_the_listening_process_loads_nothing_heavy() -> None:
     loaded = loaded_by("import dicomnode.daemon")
-    assert not loaded & {"torch", "scipy", "SimpleITK", "highdicom", "matplotlib", "skimage"}
+    assert not loaded & {"torch", "scipy", "SimpleITK", "highdicom", "matplotlib", "skimage", "numba"}
 
 
 def test_the_numbers_load_without_dicom() -> None:

@@ -250,6 +250,76 @@ def test_a_case_that_takes_the_node_down_time_and_again_is_held(
     assert "stopped 10 times" in held.reason
 
 
+def montecarlo(config: Config) -> Config:
+    dose = config.dose.model_copy(update={"engines": ("mc",), "timeout_s": 1600.0})
+    return config.model_copy(update={"dose": dose})
+
+
+def test_an_interrupted_monte_carlo_goes_on_from_its_checkpoint(
+    config: Config, ledger: Ledger, bench: Bench
+) -> None:
+    """It lies beside the attempts' folders, outlives them, and goes when the case has its results."""
+    case = ready(ledger)
+    computer = Computer(montecarlo(config), ledger, bench)
+    computer.tick(1.0)
+    left = bench.jobs[0].checkpoint
+    assert left is not None
+    assert left.parent == bench.jobs[0].out.parent
+    bench.jobs[0].out.mkdir(parents=True)
+    left.write_bytes(b"state")
+    computer.stop()
+    successor = Computer(montecarlo(config), ledger, bench)
+    successor.recover(10.0)
+    assert left.exists()
+    successor.tick(11.0)
+    assert bench.jobs[1].checkpoint == left
+    bench.answer("RTDOSE")
+    successor.tick(12.0)
+    assert ledger.case(case.id).state is State.ENCODED
+    assert not left.exists()
+
+
+def test_a_checkpoint_of_other_inputs_is_removed(config: Config, ledger: Ledger, bench: Bench) -> None:
+    case = ready(ledger)
+    computer = Computer(montecarlo(config), ledger, bench)
+    computer.tick(1.0)
+    old = bench.jobs[0].checkpoint
+    assert old is not None
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"state")
+    old.with_name(old.name + ".part").write_bytes(b"half")
+    ledger.add_instances([object_of("1.2.3", 2, 5.0)], 5.0)
+    computer.tick(6.0)
+    assembled(ledger, case, 7.0, "another digest")
+    computer.tick(8.0)
+    assert bench.jobs[1].checkpoint != old
+    assert list(old.parent.glob("*.checkpoint*")) == []
+
+
+def test_a_rejected_case_keeps_no_checkpoint(config: Config, ledger: Ledger, bench: Bench) -> None:
+    """A damaged one is refused like any input: `retry` must not meet it again."""
+    case = ready(ledger)
+    computer = Computer(montecarlo(config), ledger, bench)
+    computer.tick(1.0)
+    left = bench.jobs[0].checkpoint
+    assert left is not None
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"damaged")
+    bench.futures[0].set_exception(InputRejected("the checkpoint cannot be read", "Remove it"))
+    computer.tick(2.0)
+    assert ledger.case(case.id).state is State.HELD
+    assert not left.exists()
+
+
+def test_dvk_needs_no_checkpoint_and_keeps_its_kernels(
+    computer: Computer, ledger: Ledger, bench: Bench, config: Config
+) -> None:
+    ready(ledger)
+    computer.tick(1.0)
+    assert bench.jobs[0].checkpoint is None
+    assert bench.jobs[0].kernel_cache == config.node.data_dir / "cache" / "kernels"
+
+
 class Refusing(Bench):
     """An executor that cannot make a process."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dicomnode.config import Config, load, parse
+from dicomnode.config import Config, load, parse, with_engines
 from dicomnode.errors import ConfigurationError
 
 SHIPPED = Path(__file__).parents[2] / "config.toml"
@@ -79,6 +79,18 @@ def test_a_setting_that_is_off_stands_in_the_file_as_a_comment(name: str) -> Non
         ({"peers": [{"name": "PACS", "ae_title": "X"}], "deliver": {"to": ["PACS"]}}, "lacks host or port"),
         ({"density": {"curve": [[0, 1], [-1, 2]]}}, "[density] curve: the density curve's CT numbers do not"),
         ({"dose": {"engines": ["dkv"]}}, "[dose] engines"),
+        (
+            {"dose": {"engines": ["mc"], "timeout_s": 600}},
+            "[montecarlo] time_limit_s = 1200 is too close to [dose] timeout_s = 600, at which an attempt is "
+            "killed: set time_limit_s to 450 at most, or timeout_s to 1600 at least",
+        ),
+        (
+            {"montecarlo": {"mean_uncertainty": 0.5}},
+            "[montecarlo] mean_uncertainty: it is a fraction, 0.005 means 0.5 %; 0.5 would be 50%",
+        ),
+        ({"montecarlo": {"mean_uncertainty": 0}}, "[montecarlo] mean_uncertainty: input should be greater"),
+        ({"montecarlo": {"seeds": 1}}, "[montecarlo] has no setting 'seeds'. Did you mean 'seed'?"),
+        ({"dose": {"heterogeneity": "scaling"}}, "[dose] heterogeneity: input should be 'density_scaling'"),
         ({"assemble": {"quiet_s": 60, "max_wait_s": 1}}, "max_wait_s must not be shorter than quiet_s"),
         ({"notify": {"email_to": ["a@b"]}}, "smtp_host is empty"),
         (
@@ -118,6 +130,21 @@ def test_a_missing_file_and_broken_toml_name_the_file(tmp_path: Path) -> None:
     broken.write_text("[node\n")
     with pytest.raises(ConfigurationError, match=r"broken\.toml is not valid TOML: .*line 1"):
         load(broken)
+
+
+def test_the_end_of_a_monte_carlo_matters_only_where_one_runs() -> None:
+    assert parse({"dose": {"timeout_s": 600}}).montecarlo.time_limit_s == 1200
+    both = {"dose": {"engines": ["dvk", "mc"], "timeout_s": 1600}}
+    assert parse(both).dose.engines == ("dvk", "mc")
+
+
+def test_engines_can_be_replaced_for_one_computation() -> None:
+    config = parse({"dose": {"engines": ["dvk"]}, "montecarlo": {"seed": 7}})
+    changed = with_engines(config, ["mc"])
+    assert (changed.dose.engines, changed.montecarlo.seed) == (("mc",), 7)
+    assert changed.sha256 != config.sha256
+    with pytest.raises(ConfigurationError, match=r"(?s)--engine has .* 'dvk' or 'mc', not 'mcc'"):
+        with_engines(config, ["mcc"])
 
 
 def test_the_hash_follows_the_settings() -> None:

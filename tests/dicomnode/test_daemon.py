@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 from rich.console import Console
 
-from dicomnode.config import Config, Peer, parse
+from dicomnode.config import Config, Peer, parse, with_engines
 from dicomnode.daemon import Daemon, guarded, prepare_data_dir
 from dicomnode.errors import ConfigurationError, LedgerUnavailable
 from dicomnode.folder import compute_folder
@@ -22,6 +25,9 @@ from dicomnode.standin_pacs import StandinPacs
 from dicomnode.states import Event, State
 from dicomnode.summary_report import read_table
 from dicomnode.virtual_study import StudyFiles
+from pipeline.dose_rate import DoseRate, DoseRequest, Progress, RegionUncertainty
+from pipeline.dvk import dvk_dose_rate
+from pipeline.engines import ENGINES
 from tests import small_study
 
 
@@ -142,6 +148,87 @@ def test_a_folder_gives_the_numbers_that_the_node_gives(
     assert computed["RTDOSE"].DoseGridScaling == sent["RTDOSE"].DoseGridScaling
     assert "DVK" in computed["RTDOSE"].SeriesDescription
     assert read_table(computed["SR"]) == read_table(sent["SR"])
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For engine mc: DVK's map, known to 3 % in every voxel."""
+
+    def answer(request: DoseRequest, progress: Progress) -> DoseRate:
+        map_ = dvk_dose_rate(request, progress)
+        return replace(
+            map_,
+            engine="mc",
+            uncertainty=map_.volume.with_array(map_.volume.array * np.float32(0.03)),
+            regions=tuple(RegionUncertainty(name, 0.004, 0.03) for name in request.regions),
+            parameters=("electron_decays=1000", "seed=1"),
+            notes=("the time limit of 1200 s ended the Monte Carlo",),
+        )
+
+    monkeypatch.setitem(ENGINES, "mc", answer)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_monte_carlo_is_delivered_with_its_uncertainty(
+    daemon: Daemon, clock: Clock, pacs: StandinPacs, tmp_path: Path
+) -> None:
+    """RTDOSE, its uncertainty as a Parametric Map, and per ROI in the SR; `show` tells it too."""
+    files = small_study.write(tmp_path / "study")
+    config = with_engines(daemon.config, ["dvk", "mc"])
+    config = config.model_copy(
+        update={"montecarlo": config.montecarlo.model_copy(update={"uncertainty_map": True})}
+    )
+    outcome = compute_folder(files.folder, tmp_path / "out", config, Console(quiet=True))
+    results = {(r.kind, r.engine): pydicom.dcmread(r.path) for r in outcome.results}
+    assert list(results) == [
+        ("SEG", ""),
+        ("RTDOSE", "dvk"),
+        ("RTDOSE", "mc"),
+        ("UNCERTAINTY", "mc"),
+        ("SR", ""),
+    ]
+    assert "u=3 %" in results["RTDOSE", "mc"].DoseComment
+    assert "electron_decays=1000" in results["RTDOSE", "mc"].ImageComments
+    assert "the CT; 0 below 0.1 g/cm3" in results["RTDOSE", "mc"].ImageComments
+    rows = {(row.roi, row.algorithm[:2]): row for row in read_table(results["SR", ""])}
+    assert rows["hot cube", "Mo"].voxel_uncertainty == pytest.approx(3.0)
+    assert rows["hot cube", "Mo"].mean_uncertainty == pytest.approx(0.4)
+    assert rows["hot cube", "Do"].voxel_uncertainty is None
+    comments = [item.TextValue for item in walk(results["SR", ""]) if item.ValueType == "TEXT"]
+    assert "MC: the time limit of 1200 s ended the Monte Carlo" in comments
+    details = json.loads(outcome.inputs_free_run.details_json)
+    assert details["uncertainty"] == {"mc": ["hot cube: mean 0.4 %, voxels 3 % on average"]}
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_numbers_that_chance_made_have_uids_of_their_own(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same inputs and settings again: other numbers never come under a UID that PACS holds."""
+    files = small_study.write(tmp_path / "study")
+    config = with_engines(daemon.config, ["mc"])
+
+    def uids() -> set[str]:
+        outcome = compute_folder(files.folder, tmp_path / "out", config, Console(quiet=True))
+        return {r.sop_instance_uid for r in outcome.results}
+
+    first = uids()
+    assert uids() == first
+    answer = ENGINES["mc"]
+
+    def other(request: DoseRequest, progress: Progress) -> DoseRate:
+        map_ = answer(request, progress)
+        return replace(map_, volume=map_.volume.with_array(map_.volume.array * np.float32(1.001)))
+
+    monkeypatch.setitem(ENGINES, "mc", other)
+    assert uids().isdisjoint(first)
+
+
+def walk(root: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
+    """Every content item of a report."""
+    for item in root.get("ContentSequence", []):
+        yield item
+        yield from walk(item)
 
 
 def test_the_same_study_again_computes_nothing_and_sends_nothing(

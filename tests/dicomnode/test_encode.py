@@ -23,11 +23,14 @@ from tests.dicomnode.synthetic_findings import (
     SETTINGS,
     STUDY,
     ct_headers,
+    engine_map,
     findings,
+    grid,
+    montecarlo_map,
     predecessor,
 )
 
-ALL = dataclasses.replace(SETTINGS, parametric_map=True)
+ALL = dataclasses.replace(SETTINGS, parametric_map=True, uncertainty_map=True)
 
 
 def encoded(
@@ -123,6 +126,59 @@ def test_the_parametric_map_is_exact(tmp_path: Path) -> None:
     assert (mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept) == (1.0, 0.0)
 
 
+def with_statistics() -> Findings:
+    """One map with statistics beside one without."""
+    return findings(maps=(engine_map(grid()), montecarlo_map(grid())))
+
+
+def test_the_uncertainty_is_a_map_of_its_own_beside_the_dose_of_its_engine(tmp_path: Path) -> None:
+    """Of the engine with statistics alone, sent before the SR; the numbers of the other series stay."""
+    objects = encoded(tmp_path / "with", with_statistics())
+    assert [(o.kind, o.engine) for o in objects][3:] == [
+        (ResultKind.RTDOSE, "mc"),
+        (ResultKind.PM, "mc"),
+        (ResultKind.UNCERTAINTY, "mc"),
+        (ResultKind.SR, ""),
+    ]
+    without = encoded(
+        tmp_path / "without", with_statistics(), dataclasses.replace(ALL, uncertainty_map=False)
+    )
+    numbers = {o.sop_instance_uid: pydicom.dcmread(o.path).SeriesNumber for o in objects}
+    assert len(set(numbers.values())) == len(objects)
+    assert all(numbers[o.sop_instance_uid] == pydicom.dcmread(o.path).SeriesNumber for o in without)
+
+
+@pytest.mark.peers
+def test_a_weak_map_keeps_the_rules_too(peer_program: Callable[[str], str], tmp_path: Path) -> None:
+    """Below 1 mGy/h: a LINEAR window that narrow is not permitted."""
+    weak = montecarlo_map(grid())
+    assert weak.uncertainty is not None
+    for volume in (weak.dose_rate, weak.uncertainty):
+        volume.array[:] *= 1e-3
+    for o in encoded(tmp_path, findings(maps=(weak,)), dataclasses.replace(ALL, bits=16)):
+        told = run(peer_program("dciodvfy"), "-new", o.path)
+        assert "Error" not in told.stdout + told.stderr, o.kind
+
+
+def test_the_uncertainty_map_holds_every_voxels_standard_deviation(tmp_path: Path) -> None:
+    """float32 mGy/h under a quantity of its own, and a reference to the dose whose uncertainty it is."""
+    found = with_statistics()
+    objects = encoded(tmp_path, found)
+    ds = pydicom.dcmread(next(o.path for o in objects if o.kind is ResultKind.UNCERTAINTY))
+    values = np.frombuffer(ds.FloatPixelData, "<f4")
+    assert found.maps[1].uncertainty is not None
+    assert np.array_equal(np.sort(values), np.sort(found.maps[1].uncertainty.array.ravel()))
+    mapping = ds.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
+    assert mapping.MeasurementUnitsCodeSequence[0].CodeValue == "mGy/h"
+    assert mapping.QuantityDefinitionSequence[0].ConceptCodeSequence[0].CodeValue == "DOSE_RATE_UNCERT"
+    (of,) = ds.ReferencedInstanceSequence
+    dose = next(o for o in objects if (o.kind, o.engine) == (ResultKind.RTDOSE, "mc"))
+    assert of.ReferencedSOPInstanceUID == dose.sop_instance_uid
+    assert of.PurposeOfReferenceCodeSequence[0].CodeValue == "UNCERTAINTY_OF"
+    assert dose.series_instance_uid in {i.SeriesInstanceUID for i in ds.ReferencedSeriesSequence}
+    assert "uncertainty" in ds.SeriesDescription
+
+
 def test_times_are_told_in_the_zone_of_the_study(tmp_path: Path) -> None:
     """TimezoneOffsetFromUTC governs all times of an object, so ours are converted to it."""
     ct = ct_headers(TimezoneOffsetFromUTC="-0330")
@@ -142,9 +198,10 @@ def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def validated(tmp_path_factory: pytest.TempPathFactory) -> tuple[encode.EncodedObject, ...]:
     """A second run with 16-bit RTDOSE: dciodvfy aborts on 32-bit pixels."""
+    tilted = grid(DIRECTIONS["slightly tilted"])
     found = findings(
         DIRECTIONS["slightly tilted"],
-        engines=("dvk", "cnn"),
+        maps=(engine_map(tilted), montecarlo_map(tilted)),
         ct_headers=ct_headers(PatientName="Müller^Änne", SpecificCharacterSet="ISO_IR 100"),
         names=("Niere links", "Läsion 1"),
         predecessors=(predecessor(ResultKind.SR), predecessor(ResultKind.RTDOSE, "dvk")),
@@ -168,7 +225,7 @@ def test_dciodvfy_finds_no_error(
 @pytest.mark.parametrize("sr", ["comprehensive_3d", "enhanced"])
 def test_dsrdump_renders_the_report(peer_program: Callable[[str], str], sr: Any, tmp_path: Path) -> None:
     """DCMTK accepts every relationship and reference of the document."""
-    report = encoded(tmp_path, settings=dataclasses.replace(ALL, sr=sr))[-1].path
+    report = encoded(tmp_path, with_statistics(), dataclasses.replace(ALL, sr=sr))[-1].path
     told = run(peer_program("dsrdump"), report)
     assert told.returncode == 0, told.stderr
     assert told.stderr == ""
@@ -178,6 +235,7 @@ def test_dsrdump_renders_the_report(peer_program: Callable[[str], str], sr: Any,
         "Kidney left",
         "mGy/h",
         "Dose rate calculation",
+        "range of measurement uncertainty",
     ):
         assert words in told.stdout
 

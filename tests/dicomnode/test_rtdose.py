@@ -29,6 +29,7 @@ from tests.dicomnode.synthetic_findings import (
     engine_map,
     findings,
     grid,
+    montecarlo_map,
     predecessor,
 )
 
@@ -156,8 +157,24 @@ def test_the_longest_engine_name_still_fits() -> None:
         how = settings(dose_units=units)
         longest = engine_map(grid(), "abcdefgh")
         found = findings(maps=(longest,))
-        assert len(rtdose.dose_comment(longest, how, found.reference_time)) <= 64
+        assert len(rtdose.dose_comment(found, longest, how)) <= 64
         assert len(rtdose.series_description(found, longest, how)) <= 64
+
+
+def test_a_map_with_statistics_says_how_certain_it_is(tmp_path: Path) -> None:
+    """In short where a planning system shows it, in full with the number of decays in ImageComments."""
+    dose = pydicom.dcmread(written(tmp_path, findings(maps=(montecarlo_map(grid()),))))
+    assert dose.DoseComment == "MC dose rate u=1.5 % (Gy = Gy/h x 1 h) at 2024-05-06 10:12:13"
+    assert "(k=1): Kidney left: mean 0.3 %, voxels 1.5 % on average." in dose.ImageComments
+    assert "electron_decays=1200000" in dose.ImageComments
+    assert dose.DoseType == "PHYSICAL"
+
+
+def test_a_map_without_statistics_says_nothing_of_them(tmp_path: Path) -> None:
+    """DVK has no statistical uncertainty, and none is made up."""
+    dose = pydicom.dcmread(written(tmp_path, findings()))
+    assert "u=" not in dose.DoseComment
+    assert "uncertainty" not in dose.ImageComments
 
 
 def test_relative_units_are_a_setting(tmp_path: Path) -> None:

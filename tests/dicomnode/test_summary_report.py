@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -10,10 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import Dataset
-from pydicom.uid import Comprehensive3DSRStorage, EnhancedSRStorage, RTDoseStorage, SegmentationStorage
+from pydicom.sr.coding import Code
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    EnhancedSRStorage,
+    ParametricMapStorage,
+    RTDoseStorage,
+    SegmentationStorage,
+)
+from rich.console import Console
 
-from dicomnode import summary_report
+from dicomnode import summary_report, vocabulary
 from dicomnode.findings import EncodingSettings, Findings, InstanceReference, ResultKind
+from dicomnode.report_table import report_table
 from dicomnode.result_header import ResultIdentity
 from dicomnode.summary_report import WrittenResults, read_table
 from pipeline.errors import InputRejected
@@ -24,8 +34,11 @@ from tests.dicomnode.synthetic_findings import (
     SETTINGS,
     STUDY,
     ct_headers,
+    engine_map,
     findings,
+    grid,
     header,
+    montecarlo_map,
     predecessor,
 )
 
@@ -39,8 +52,15 @@ def report(found: Findings | None = None, settings: EncodingSettings = SETTINGS)
         m.engine: InstanceReference(RTDoseStorage, f"2.25.10{n}", f"2.25.11{n}", STUDY)
         for n, m in enumerate(found.maps)
     }
+    uncertain = {
+        m.engine: InstanceReference(ParametricMapStorage, "2.25.500", "2.25.501", STUDY)
+        for m in found.maps
+        if m.uncertainty is not None
+    }
     tracking = [f"2.25.{300 + n}" for n in range(len(found.rois))]
-    return summary_report.build(found, settings, IDENTITY, NOW, WrittenResults(SEG, dose, {}, tracking))
+    return summary_report.build(
+        found, settings, IDENTITY, NOW, WrittenResults(SEG, dose, {}, uncertain, tracking)
+    )
 
 
 def items(root: Dataset) -> Iterator[Dataset]:
@@ -52,6 +72,16 @@ def items(root: Dataset) -> Iterator[Dataset]:
 
 def named(root: Dataset, code: str) -> list[Dataset]:
     return [i for i in items(root) if i.get("ConceptNameCodeSequence") and name(i) == code]
+
+
+def derivation(item: Dataset) -> str:
+    """The code of the item's own derivation."""
+    (found,) = (i for i in item.ContentSequence if name(i) == "121401")
+    return str(found.ConceptCodeSequence[0].CodeValue)
+
+
+def value(item: Dataset) -> float:
+    return float(item.MeasuredValueSequence[0].FloatingPointValue)
 
 
 def name(item: Dataset) -> str:
@@ -68,8 +98,68 @@ def test_the_table_reads_back_every_number() -> None:
         statistics = roi.statistics[engine]
         assert row.roi == roi.name
         for field in dataclasses.fields(row):
-            if field.name not in ("roi", "algorithm"):
+            if field.name.endswith("_uncertainty"):
+                assert getattr(row, field.name) is None
+            elif field.name not in ("roi", "algorithm"):
                 assert getattr(row, field.name) == pytest.approx(getattr(statistics, field.name), rel=1e-9)
+
+
+def with_statistics() -> Findings:
+    """One map with statistics beside one without."""
+    return findings(maps=(engine_map(grid()), montecarlo_map(grid())))
+
+
+def test_the_table_says_how_certain_a_region_is() -> None:
+    """In per cent, of the ROI that the engine was asked for; nothing is made up for the others."""
+    rows = {(r.roi, r.algorithm): r for r in read_table(report(with_statistics()))}
+    row = rows["Kidney left", "Monte Carlo"]
+    assert (row.mean_uncertainty, row.voxel_uncertainty) == pytest.approx((0.3, 1.5))
+    del rows["Kidney left", "Monte Carlo"]
+    assert {(r.mean_uncertainty, r.voxel_uncertainty) for r in rows.values()} == {(None, None)}
+    shown = Console(width=200, file=io.StringIO())
+    with shown.capture() as printed:
+        shown.print(report_table(report(with_statistics())))
+    assert "u mean % u voxel %" in " ".join(printed.get().split())
+    assert printed.get().split("Kidney left")[2].split("\n")[0].split()[-2:] == ["0.3", "1.5"]
+
+
+def test_the_uncertainty_is_a_property_of_the_mean() -> None:
+    """TID 310, CID 225: in the unit of the mean; one standard deviation, as its derivation says."""
+    found = with_statistics()
+    sr = report(found)
+    (plus_minus,) = named(sr, "371884006")
+    (mean,) = [i for i in items(sr) if plus_minus in i.get("ContentSequence", [])]
+    assert (name(mean), derivation(mean)) == ("DOSE_RATE", "373098007")
+    assert plus_minus.RelationshipType == "HAS PROPERTIES"
+    assert plus_minus.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue == "mGy/h"
+    statistics = found.rois[2].statistics["mc"]
+    assert value(plus_minus) == pytest.approx(0.003 * statistics.mean)
+    assert derivation(plus_minus) == "386136009"
+    for code, per_cent in (("MEAN_UNCERT", 0.3), ("VOXEL_UNCERT", 1.5)):
+        (item,) = named(sr, code)
+        assert value(item) == pytest.approx(per_cent)
+        assert item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue == "%"
+
+
+def test_the_uncertainty_map_is_a_source_of_its_engines_groups() -> None:
+    """By IMAGE: readers know Parametric Maps."""
+    groups = named(report(with_statistics()), "125007")
+    images = [
+        [
+            i.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+            for i in named(g, "121112")
+            if i.ValueType == "IMAGE"
+        ]
+        for g in groups
+    ]
+    assert images == [[]] * 3 + [["2.25.500"]] * 3
+
+
+def test_no_text_of_a_code_is_longer_than_the_standard_allows() -> None:
+    """CodeValue is SH (16 characters), CodeMeaning LO (64)."""
+    for code in (v for v in vars(vocabulary).values() if isinstance(v, Code)):
+        assert len(code.value) <= 16, code
+        assert len(code.meaning) <= 64, code
 
 
 def test_another_document_has_no_table() -> None:

@@ -18,7 +18,10 @@ from pipeline.acquisition import Administration
 from pipeline.activity import Conversion, Rule
 from pipeline.camera import Camera
 from pipeline.decay import Nuclide, nuclide
+from pipeline.dose_rate import DoseRate, DoseRequest, MonteCarloSettings, Progress, RegionUncertainty
 from pipeline.dosimetry import Dosimetry, DosimetrySettings, Region, RegionKind, compute_dosimetry
+from pipeline.dvk import dvk_dose_rate
+from pipeline.engines import ENGINES
 from pipeline.errors import InputRejected
 from pipeline.lattice import crop_box
 from pipeline.registration import Registration
@@ -631,3 +634,76 @@ def test_progress_never_goes_back_and_notes_are_not_repeated() -> None:
     assert 0.0 <= told[0] <= told[-1] <= 1.0
     assert len(set(found.notes)) == len(found.notes)
     assert "a note" in found.notes
+
+
+# ── engines with statistics ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[DoseRequest]:
+    """What engine mc is asked; it answers with DVK's map, known to 3 % in every voxel of every region."""
+    asked: list[DoseRequest] = []
+
+    def stand_in(request: DoseRequest, progress: Progress = lambda _what, _part: None) -> DoseRate:
+        asked.append(request)
+        map_ = dvk_dose_rate(request, progress)
+        regions = tuple(
+            RegionUncertainty(name, 0.001 * number, 0.03) for number, name in enumerate(request.regions, 1)
+        )
+        uncertainty = map_.volume.with_array(map_.volume.array * np.float32(0.03))
+        return replace(map_, engine="mc", uncertainty=uncertainty, regions=regions)
+
+    monkeypatch.setitem(ENGINES, "mc", stand_in)
+    return asked
+
+
+BOTH = replace(SETTINGS, engines=("dvk", "mc"))
+
+
+def cube_of(start: int) -> NDArray[np.bool_]:
+    mask = np.zeros(CT.shape, dtype=bool)
+    mask[start : start + 4, 10:16, 10:16] = True
+    return mask
+
+
+def test_an_engine_with_statistics_is_asked_for_the_rois(requests: list[DoseRequest]) -> None:
+    """Also where two objects name theirs alike; each region gets the figures of its own mask."""
+    drawn = (roi("Liver", cube_of(4)), roi("Kidney", cube_of(10)), roi("Liver", cube_of(20)))
+    found = computed(uniform(1e5), block(), *drawn, settings=BOTH)
+    asked = requests[0]
+    assert asked.regions.keys() == {"Liver", "Kidney", "Liver (2)"}
+    assert asked.regions["Liver (2)"].shape == asked.density.grid.shape
+    np.testing.assert_array_equal(np.flatnonzero(asked.regions["Liver (2)"].any(axis=(1, 2))), range(20, 24))
+    by_region = [region.uncertainty.get("mc") for region in found.regions]
+    assert [None if u is None else u.of_mean for u in by_region] == [None, None, 0.001, 0.002, 0.003]
+    assert all("dvk" not in region.uncertainty for region in found.regions)
+
+
+def test_without_rois_the_field_of_view_decides(requests: list[DoseRequest]) -> None:
+    """Not the body: most of it holds so little dose that no run would end."""
+    found = computed(uniform(1e5), settings=BOTH)
+    assert requests[0].regions.keys() == {"Field of view"}
+    assert named(found, "Field of view").uncertainty["mc"].of_voxels == 0.03
+    assert named(found, "Body").uncertainty == {}
+
+
+def test_an_engine_may_look_beyond_the_body(requests: list[DoseRequest]) -> None:
+    """The density all round goes along, though the result ends with the body's box."""
+    hu = block(margin=5)
+    found = computed(voxel_source((15, 20, 20), 3.0), hu, settings=BOTH)
+    asked = requests[0]
+    assert asked.surroundings is not None
+    assert asked.surroundings.grid.same_as(CT)
+    assert asked.density.grid.shape == found.density.grid.shape == (30, 30, 30)
+
+
+def test_the_settings_of_the_engines_reach_them(requests: list[DoseRequest], tmp_path: Path) -> None:
+    wanted = MonteCarloSettings(0.01, 60.0, 3, tmp_path / "left")
+    settings = replace(BOTH, kernel_cache=tmp_path, montecarlo=wanted)
+    computed(uniform(1e5), settings=settings)
+    asked = requests[0]
+    assert (asked.montecarlo, asked.kernel_cache, asked.heterogeneity) == (
+        wanted,
+        tmp_path,
+        "density_scaling",
+    )
