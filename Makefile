@@ -6,12 +6,13 @@ RUN := $(VENV)/bin
 WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types check bench clean
+.PHONY: help demo test lint types check bench physics clean
 
 help:
 	@echo "make demo    a virtual patient through the whole node; pictures in demo-output/"
 	@echo "make test    every test that runs without a GPU, under ten minutes"
 	@echo "make check   lint, types and tests"
+	@echo "make physics the validation tables of docs/physics.md (an hour; minutes with QUICK=1)"
 	@echo "make bench   receiving against Orthanc, convolution, one full-size case (minutes)"
 
 # Installed anew only when the requirements change.
@@ -40,6 +41,9 @@ check: lint types test
 bench: $(STAMP)
 	$(RUN)/python -m tests.bench.receive_bench
 	$(RUN)/python -m tests.bench.case_bench
+
+physics: $(STAMP)
+	$(RUN)/python -m tests.bench.physics_validation $(if $(QUICK),--quick --dry)
 
 clean:
 	rm -rf $(VENV) demo-output bench-output build *.egg-info

@@ -161,6 +161,7 @@ def regions_of(
 @compiled
 def fold(tallies: Float64, total: Float64, spread: NDArray[np.float32], size: int, before: int) -> None:
     """Add a batch of `size` decays to `total` and `spread`, which hold `before` decays; empty the tallies."""
+    weight = size * (before / (before + size))
     for voxel in range(total.shape[0]):
         energy = 0.0
         for thread in range(tallies.shape[0]):
@@ -171,8 +172,8 @@ def fold(tallies: Float64, total: Float64, spread: NDArray[np.float32], size: in
         batch = energy / size
         old = total[voxel] / before if before > 0 else 0.0
         total[voxel] += energy
-        new = total[voxel] / (before + size)
-        spread[voxel] += np.float32(size * (batch - old) * (batch - new))
+        # A square: (batch − old) (batch − new) is one too, but rounding may turn its sign.
+        spread[voxel] += np.float32(weight * (batch - old) ** 2)
 
 
 @compiled

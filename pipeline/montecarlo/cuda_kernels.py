@@ -102,6 +102,4 @@ def fold(
         tally[voxel] = 0.0
         old = total[voxel] / max(before, 1.0)
         total[voxel] += energy
-        new = total[voxel] / (before + size)
-        mean = energy / size
-        spread[voxel] += np.float32(size * (mean - old) * (mean - new))
+        spread[voxel] += np.float32(size * (before / (before + size)) * (energy / size - old) ** 2)

@@ -50,10 +50,14 @@ class Sphere:
     kev_per_decay: float
 
     @property
+    def water_radius_mm(self) -> float:
+        """Radius of the sphere itself, 1.00 g/cm3."""
+        return float(10 * (3 * self.mass_g / (4 * np.pi)) ** (1 / 3))
+
+    @property
     def tissue_radius_mm(self) -> float:
         """Radius of the sphere in tissue that photons and electrons cross as they cross this one."""
-        water_radius_mm = 10 * (3 * self.mass_g / (4 * np.pi)) ** (1 / 3)
-        return float(water_radius_mm / SOFT_TISSUE_G_PER_CM3)
+        return self.water_radius_mm / SOFT_TISSUE_G_PER_CM3
 
 
 def voxel_values() -> list[VoxelValue]:

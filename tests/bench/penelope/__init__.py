@@ -1,0 +1,1 @@
+"""Reference runs with PENELOPE (pyPenred), for validation only; see README.md here."""
