@@ -57,6 +57,10 @@ LEFT = 0.01
 # Rays are known as far as electrons reach in this density; what is thinner is air, whose dose is zero.
 THINNEST_G_PER_CM3 = 0.1
 
+# A voxel thinner than this (1 mm of air) is taken to be so thick: what a ray keeps there is a difference of
+# values of G, whose rounding (5e-7 mm) is divided by it. Electrons lose next to nothing on either.
+LEAST_OWN_MM = np.float32(1e-3)
+
 TABLE_STEPS = 4096
 TILE = 64
 
@@ -274,7 +278,7 @@ def _carry(  # noqa: C901 - one nest of loops, which the compiler has to see who
                     strongest = zero
                     for x in range(start, end):
                         i = x - start
-                        own = max(density[z, y, x] * chord[ray], np.float32(1e-6))
+                        own = max(density[z, y, x] * chord[ray], LEAST_OWN_MM)
                         scaled[i], way[i] = own, zero
                         factor[i] = source[z, y, x] * weight[ray] * chord[ray] / own
                         left[i] = _value(lines, own * inverse_step, last)

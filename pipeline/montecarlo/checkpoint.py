@@ -48,15 +48,16 @@ def save(path: Path, inputs_sha256: str, estimates: tuple[Estimate, ...]) -> Non
 def load(path: Path, inputs_sha256: str) -> tuple[Estimate, ...]:
     """The estimates of a stopped run.
 
-    raises: InputRejected when the file is damaged, or is of other inputs, another seed or another limit of
-        decays.
+    raises: InputRejected when the file is damaged, or is of other inputs, another seed, another limit of
+        decays or another version of the transport.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             state = json.loads(str(file["state"]))
             if state["format"] != FORMAT or state["inputs"] != inputs_sha256:
                 raise InputRejected(
-                    f"the checkpoint {path} is of another run: images, nuclide, regions, seed or decays",
+                    f"the checkpoint {path} is of another run or version: "
+                    "images, nuclide, regions, seed, decays or software differ",
                     "Remove it to begin anew, or give the inputs that it was made with",
                 )
             return tuple(

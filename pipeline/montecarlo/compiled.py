@@ -44,7 +44,8 @@ def _package_stamp() -> str:
     return digest.hexdigest()
 
 
-_PACKAGE_STAMP = _package_stamp()
+PACKAGE_STAMP = _package_stamp()
+"""Of the code of the transport: compiled code and states of runs hold for it alone."""
 
 # Without "nnan" and "ninf" the compiler may not assume that values are finite, and without "reassoc" it keeps
 # the order of sums: CPU and GPU then differ by the rounding of elementary functions alone.
@@ -76,13 +77,14 @@ def compiled_making_arrays(function: Function) -> Function:
 
 
 def _with_package_stamp(function: Any) -> Any:
-    """Let the machine code on disk hold for the sources of the whole package.
+    """Let the machine code on disk hold for the sources of the whole package, and of the function's own file.
 
-    numba asks for the function's own file alone, and would run what a changed callee was before.
+    numba asks for the latter alone, and would run what a changed callee was before.
     """
     file: Any = getattr(getattr(function, "_cache", None), "_cache_file", None)
     if hasattr(file, "_source_stamp"):
-        file._source_stamp = _PACKAGE_STAMP
+        inside = Path(function.py_func.__code__.co_filename).parent == Path(__file__).parent
+        file._source_stamp = PACKAGE_STAMP if inside else (PACKAGE_STAMP, file._source_stamp)
     return function
 
 

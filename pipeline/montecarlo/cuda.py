@@ -185,6 +185,11 @@ class CudaRunner:
                 total.copy_to_host(estimate.total)
                 spread.copy_to_host(estimate.spread)
 
+    def close(self) -> None:
+        """See `threads.Runner.close`: the context keeps no more of the run."""
+        self._sums.clear()
+        self._regions.clear()
+
     def _launch(self, photons: bool, first: int, begin: int, end: int, size: int) -> None:
         """Histories `begin` ... `end` − 1 of a batch of `size`; returns when they have ended."""
         kernel = self._kernels.photons if photons else self._kernels.electrons

@@ -7,8 +7,10 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import InputRejected
 from pipeline.montecarlo.data import PhysicsData, load_physics
 from pipeline.montecarlo.electron_tables import electron_tables
+from pipeline.montecarlo.energy import E_MAX_KEV
 from pipeline.montecarlo.geometry import Geometry, shell_geometry, voxel_geometry
 from pipeline.montecarlo.materials import index_of, material_map
 from pipeline.montecarlo.photon_tables import CUTOFF_KEV, photon_tables
@@ -46,7 +48,9 @@ def voxel_transport(
     """Transport through the media that the densities mean, or through `medium` alone.
 
     activity, density: on the same grid.
+    raises: InputRejected, see `require_tabulated`.
     """
+    require_tabulated(source)
     physics = load_physics()
     z, y, x = (side / 10.0 for side in density.grid.spacing_mm)
     material = material_map(density.array)
@@ -68,7 +72,11 @@ def shell_transport(
     edges_cm: NDArray[np.float64],
     source_radius_cm: float = 0.0,
 ) -> Transport:
-    """Transport through one medium without bounds, tallied in shells about the source."""
+    """Transport through one medium without bounds, tallied in shells about the source.
+
+    raises: InputRejected, see `require_tabulated`.
+    """
+    require_tabulated(source)
     physics = load_physics()
     material = index_of(medium)
     geometry = shell_geometry(material, density_g_per_cm3, edges_cm)
@@ -79,6 +87,17 @@ def shell_transport(
         physics, geometry, np.array([material]), resolution, 0.0,
         source_in_sphere(source_radius_cm, source, local, CUTOFF_KEV), local,
     )  # fmt: skip
+
+
+def require_tabulated(source: Emission) -> None:
+    """raises: InputRejected for a source that emits energies beyond the tables."""
+    kinds = source.beta_cdf_kev, source.electron_kev, source.photon_kev
+    highest = max(float(np.max(energy, initial=0.0)) for energy in kinds)
+    if highest > E_MAX_KEV:
+        raise InputRejected(
+            f"the nuclide emits {highest:.0f} keV, and the physics tables end at {E_MAX_KEV:.0f} keV",
+            "Monte Carlo cannot follow it: choose the engine dvk",
+        )
 
 
 def local_below_kev(physics: PhysicsData, resolution_cm: float) -> float:

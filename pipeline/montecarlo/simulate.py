@@ -32,6 +32,7 @@ from pipeline.montecarlo.batches import (
     region_figures,
     regions_of,
 )
+from pipeline.montecarlo.compiled import PACKAGE_STAMP
 from pipeline.montecarlo.data import load_physics
 from pipeline.montecarlo.sampling import Emission
 from pipeline.montecarlo.schedule import LEAST_BATCHES, Limits, next_batch
@@ -144,6 +145,7 @@ def simulate(
     reason = run.to_the_end()
     if checkpoint is not None:
         run.save() if reason is StopReason.CANCELLED else checkpoint.unlink(missing_ok=True)
+    runner.close()  # the maps take its place
     bq = float(activity.array.sum(dtype=np.float64)) * density.grid.voxel_volume_ml
     return _result(run, reason, density, gram, bq, bool(masks), notes)
 
@@ -268,8 +270,10 @@ def on_density_grid(activity: Volume, density: Volume) -> Volume:
 
 
 def require_masks(masks: Mapping[str, NDArray[np.bool_]], density: Volume) -> None:
-    """raises: InputRejected for a region that is not on the density's grid."""
+    """raises: InputRejected for a region that is not on the density's grid, or is no mask."""
     for name, mask in masks.items():
+        if mask.dtype != np.bool_:
+            raise InputRejected(f"region {name!r} is no mask but {mask.dtype}", "Give True where it is")
         if mask.shape != density.grid.shape:
             raise InputRejected(
                 f"region {name!r} has {mask.shape} (z, y, x) voxels, the density {density.grid.shape}",
@@ -307,7 +311,9 @@ def _inputs_hash(
 ) -> str:
     facts = f"{density.grid.shape} {density.grid.spacing_mm} {seed} {limits.decays} {sorted(masks)}"
     arrays = [activity.array, density.array, *(masks[name] for name in sorted(masks))]
-    return checkpoints.inputs_hash([facts, load_physics().sha256, source_hash(source), *arrays])
+    return checkpoints.inputs_hash(
+        [PACKAGE_STAMP, facts, load_physics().sha256, source_hash(source), *arrays]
+    )
 
 
 def _result(
@@ -324,6 +330,11 @@ def _result(
     dose, error = _maps(run.estimates, density.array, gram, scale)
     if any(len(estimate.sizes) < 2 for estimate in run.estimates):
         notes = (*notes, "fewer than two batches of each kind have run: the uncertainty is not known")
+    missed = [
+        region.name for region, f in zip(run.regions, run.figures, strict=True) if _never_reached(region, f)
+    ]
+    if with_regions and missed:
+        notes = (*notes, f"no history reached {', '.join(missed)}: the dose there is not known to be zero")
     decays = [estimate.decays for estimate in run.estimates] + [0]
     return Simulation(
         dose_rate=Volume(dose, density.grid, "mGy/h"),
@@ -343,6 +354,11 @@ def _result(
         seconds=run.seconds,
         notes=notes,
     )
+
+
+def _never_reached(region: Region, figures: RegionFigures) -> bool:
+    """Such a region ends no run, and has no uncertainty."""
+    return region.voxels.size > 0 and figures.mean == 0.0
 
 
 def _maps(

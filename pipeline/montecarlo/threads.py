@@ -29,6 +29,8 @@ ELECTRON_STREAM, PHOTON_STREAM = 0, 1
 # Histories between two looks at `stop`: about 0.1 s of photons, the slower ones.
 CHUNK = 10_000
 CHUNKS_PER_THREAD = 8
+MOST_TALLIES_GB = 2.2
+"""Every thread has a tally of 8 bytes a voxel: eight of them at 512 x 512 x 130."""
 
 
 class Transport(NamedTuple):
@@ -60,6 +62,10 @@ class Runner(Protocol):
         """Bring the arrays of an estimate up to date."""
         ...
 
+    def close(self) -> None:
+        """No more batches: give back the memory that they took."""
+        ...
+
 
 class ThreadRunner:
     """`Runner` on `threads` threads of the processor.
@@ -70,7 +76,7 @@ class ThreadRunner:
     def __init__(self, transport: Transport, seed: int, threads: int | None = None) -> None:
         self.device = "cpu"
         self.transport = transport
-        self.threads = threads or available_cores()
+        self.threads = threads or sensible_threads(tally_size(transport.geometry))
         self.tallies = np.zeros((self.threads, tally_size(transport.geometry)))
         self.accounts = np.zeros((self.threads, ACCOUNT_SIZE))
         self._keys = stream_key(seed, ELECTRON_STREAM), stream_key(seed, PHOTON_STREAM)
@@ -109,6 +115,15 @@ class ThreadRunner:
 
     def settle(self, estimate: Estimate) -> None:
         """See `Runner.settle`: nothing waits."""
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        self.tallies = np.zeros((self.threads, 0))
+
+
+def sensible_threads(voxels: int) -> int:
+    """All cores that may be used; fewer where their tallies would take more than `MOST_TALLIES_GB`."""
+    return max(1, min(available_cores(), int(MOST_TALLIES_GB * 1e9 / (8 * voxels))))
 
 
 def available_cores() -> int:

@@ -144,6 +144,24 @@ def test_air_lets_electrons_pass() -> None:
     assert local[11] > 2 * scaled[11]
 
 
+@pytest.mark.parametrize("air", [0.0, 1e-5])
+def test_activity_in_a_vacuum_gives_the_tissue_around_it_what_it_gives_from_air(air: float) -> None:
+    """No more than the noise of rounding: own thickness of next to nothing divides nothing."""
+    hollow = np.s_[5:10, 12:21, 12:21]
+    activity = filled((15, 33, 33), 0.0)
+    activity[6:9, 14:19, 14:19] = 1.0
+    energy = []
+    for inside in (air, AIR):
+        density = filled(activity.shape, SOFT)
+        density[hollow] = inside
+        energy.append(electron_energy(YTTRIUM, activity, density, (3.0, 0.98, 0.98)))
+        energy[-1][hollow] = 0.0
+    given, expected = energy
+    high = expected > 0.1 * expected.max()
+    np.testing.assert_allclose(given[high], expected[high], rtol=0.02)
+    assert given.min() > -1e-5 * given.max()
+
+
 def test_photons_give_lung_their_dose_and_not_their_energy() -> None:
     """Far from the source: the dose of soft tissue, where density scaling gives four times as much."""
     shape = (5, 5, 40)

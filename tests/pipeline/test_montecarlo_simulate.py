@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputRejected
-from pipeline.montecarlo import schedule
+from pipeline.montecarlo import schedule, threads
+from pipeline.montecarlo import simulate as simulation
 from pipeline.montecarlo.decay_data import DecaySource, load_source
 from pipeline.montecarlo.radial import radial_kernel_run
 from pipeline.montecarlo.simulate import Limits, Simulation, StopReason, simulate
@@ -130,6 +131,16 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(source: DecaySo
         run(source, checkpoint=path)
 
 
+def test_a_checkpoint_of_another_version_of_the_transport_is_refused(
+    source: DecaySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "run.npz"
+    run(source, checkpoint=path, cancelled=lambda: True)
+    monkeypatch.setattr(simulation, "PACKAGE_STAMP", "another")
+    with pytest.raises(InputRejected, match="another run or version"):
+        run(source, checkpoint=path)
+
+
 def test_a_run_that_is_cancelled_at_once_says_that_nothing_is_known(source: DecaySource) -> None:
     result = run(source, cancelled=lambda: True)
     assert result.stopped_by is StopReason.CANCELLED
@@ -162,6 +173,40 @@ def test_no_activity_activity_outside_and_foreign_regions_are_refused(source: De
         simulate(Volume(activity().array, moved, "Bq/mL"), density(), source, limits=limits)
     with pytest.raises(InputRejected, match="organ"):
         simulate(activity(), density(), source, limits=limits, regions={"organ": np.ones((1, 2, 3), bool)})
+
+
+def test_labels_are_no_mask(source: DecaySource) -> None:
+    with pytest.raises(InputRejected, match="'organ' is no mask but uint8"):
+        run(source, regions={"organ": np.full(GRID.shape, 2, np.uint8)})
+
+
+def test_many_cores_do_not_take_all_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "available_cores", lambda: 64)
+    assert threads.sensible_threads(512 * 512 * 130) == 8
+    assert threads.sensible_threads(1000) == 64
+    assert threads.sensible_threads(10**10) == 1
+
+
+def test_a_region_that_no_history_reached_is_named() -> None:
+    grid = Grid((1, 1, 200), (0.0, 0.0, 0.0), (5.0, 5.0, 5.0))
+    array, far = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, bool)
+    array[..., 0], far[..., -1] = 1e6, True
+    body = Volume(np.full(grid.shape, 1.04, np.float32), grid, "g/cm3")
+    masks = {"near": array > 0, "far": far, "nothing": np.zeros(grid.shape, bool)}
+    result = simulate(
+        Volume(array, grid, "Bq/mL"), body, load_source("Y-90"), regions=masks, limits=Limits(decays=200)
+    )
+    assert result.notes == ("no history reached far: the dose there is not known to be zero",)
+
+
+def test_energies_beyond_the_physics_tables_are_refused(source: DecaySource) -> None:
+    """They would be followed with the cross sections of 3 MeV."""
+    for changed in ({"photon_kev": source.photon_kev + 3e3}, {"beta_cdf_kev": 10 * source.beta_cdf_kev}):
+        beyond = dataclasses.replace(source, **changed)
+        with pytest.raises(InputRejected, match="tables end at 3000 keV"):
+            run(beyond)
+        with pytest.raises(InputRejected, match="tables end at 3000 keV"):
+            radial_kernel_run(beyond, "water", 1.0, np.array([0.0, 0.1]), 100)
 
 
 def test_a_voxel_without_size_is_refused() -> None:
