@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dicomnode import __version__
+from dicomnode import __version__, compiled_code
 from dicomnode.config import Config, load, with_engines
 from dicomnode.errors import ConfigurationError, NodeError
 from dicomnode.states import Event, State
@@ -57,9 +57,11 @@ def check(
     config_only: Annotated[bool, typer.Option(help="ask nothing of the network or the database")] = False,
 ) -> None:
     """Validate config.toml, disk, device, kernels; echo every peer. Exit status 1 when a problem is found."""
+    settings = _load(config)
+    # Before anything that numba compiles is imported.
+    compiled_code.find_place(settings.node.data_dir)
     from dicomnode.check import check as examine
 
-    settings = _load(config)
     colours = {"ok": "green", "warning": "yellow", "problem": "red"}
     table = Table("", "", "", "what to do", box=None, show_header=False)
     problems = 0
@@ -147,10 +149,11 @@ def compute(
     ] = None,
 ) -> None:
     """Compute a study from files on disk, without a network: the same numbers as the node's."""
+    settings = _load(config, or_default=True)
+    compiled_code.find_place(settings.node.data_dir)
     from dicomnode.folder import compute_folder
 
     _log_to_stderr("WARNING")
-    settings = _load(config, or_default=True)
     compute_folder(folder, to, with_engines(settings, engine) if engine else settings, out)
 
 
@@ -177,6 +180,7 @@ def make_kernel(
     """Compute a radial point kernel by Monte Carlo: energy in shells around a point, in one medium."""
     from datetime import date
 
+    compiled_code.find_place(Config().node.data_dir)
     from dicomnode.make_kernel import make_kernel as make
 
     make(
@@ -198,6 +202,7 @@ def demo(
     to: Annotated[Path, typer.Option("--out", help="folder for pictures and results")] = Path("demo-output"),
 ) -> None:
     """A full-size virtual patient through the whole node: push, compute, deliver, table and pictures."""
+    compiled_code.find_place(to)
     from dicomnode.demo import run
 
     _log_to_stderr("WARNING")

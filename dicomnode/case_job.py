@@ -54,12 +54,13 @@ class Algorithm:
     """What an engine is called in words, and what it does about tissue (RTDOSE and SR say so).
 
     tissue: by [dose] heterogeneity; one text under "" where that changes nothing. parameters: beside those
-        that the engine itself names.
+        that the engine itself names. data_name: what the numbers rest on, in words.
     """
 
     name: str
     tissue: dict[str, str]
     parameters: tuple[str, ...]
+    data_name: str
 
     def tissue_for(self, heterogeneity: str) -> str:
         """What this engine does about tissue under that setting."""
@@ -76,11 +77,13 @@ ALGORITHMS = {
             "0 below 0.1 g/cm3",
         },
         ("zero_below_g_per_cm3=0.1", "kernel=PENELOPE soft tissue 1.04 g/cm3", STATISTICS),
+        "kernel",
     ),
     "mc": Algorithm(
         "Monte Carlo",
         {"": "medium and density of every voxel from the CT; 0 below 0.1 g/cm3"},
         (STATISTICS,),
+        "physics and decay data",
     ),
 }
 
@@ -241,6 +244,8 @@ def _engine_map(map_: DoseRate, config: Config) -> EngineMap:
         heterogeneity=algorithm.tissue_for(config.dose.heterogeneity),
         notes=map_.notes,
         uncertainty=map_.uncertainty,
+        device=map_.device,
+        data_name=algorithm.data_name,
     )
 
 
@@ -254,8 +259,6 @@ def _provenance(config: Config, spect: SpectImage, dosimetry: Dosimetry) -> Prov
         software_version=__version__,
         config_sha256=config.sha256,
         calibration_text=f"camera {spect.camera}: {spect.conversion}",
-        kernel_sha256=dosimetry.maps[0].kernel_sha256,
-        device=dosimetry.maps[0].device,
         calibration_sha256=spect.calibration_sha256,
     )
 
@@ -296,7 +299,7 @@ def _new_run(findings: Findings, dosimetry: Dosimetry, seconds: dict[str, float]
     provenance = findings.provenance
     details = {
         "seconds": {what: round(s, 3) for what, s in seconds.items()},
-        "device": provenance.device,
+        "device": {map_.engine: map_.device for map_ in dosimetry.maps},
         "fraction_found": findings.fraction_found,
         "activity_outside_ct_mbq": dosimetry.resampling.outside_ct_mbq,
         "resampling_difference": dosimetry.resampling.common_difference,
@@ -310,7 +313,7 @@ def _new_run(findings: Findings, dosimetry: Dosimetry, seconds: dict[str, float]
         software_version=provenance.software_version,
         config_sha256=provenance.config_sha256,
         calibration_sha256=provenance.calibration_sha256 or "",
-        kernel_sha256=provenance.kernel_sha256,
+        kernel_sha256=" ".join(map_.kernel_sha256 for map_ in dosimetry.maps),
         weights_sha256=provenance.weights_sha256 or "",
         details_json=json.dumps(details),
     )

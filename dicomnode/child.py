@@ -51,7 +51,7 @@ class ChildExecutor(Executor):
     """Runs each submitted call in a new process of its own.
 
     memory_limit_gb: address space that a job may take; None: no limit.
-    environment: variables that a job finds, unless they are set already.
+    environment: variables that a job finds beside those of this process, or in their stead.
     """
 
     def __init__(
@@ -133,8 +133,7 @@ def _child(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, args=(connection,), daemon=True).start()
     _offer_to_memory_killer()
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(environment)
     if memory_limit_gb is not None:
         limit = int(memory_limit_gb * 1e9)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

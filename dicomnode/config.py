@@ -155,7 +155,9 @@ class MonteCarlo(Section):
     mean_uncertainty: float = Field(
         0.005, gt=0, description="of the voxels of every ROI, k=1, relative; 0.005 is 0.5 %"
     )
-    time_limit_s: Seconds = Field(1200.0, description="then the result goes out with what it has reached")
+    time_limit_s: Seconds = Field(
+        1200.0, allow_inf_nan=False, description="then the result goes out with what it has reached"
+    )
     seed: int = Field(1, ge=0, le=2**31 - 1, description="of the random numbers")
     uncertainty_map: bool = Field(False, description="also a Parametric Map of the uncertainty in mGy/h")
 

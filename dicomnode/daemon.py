@@ -22,7 +22,7 @@ from types import FrameType
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from dicomnode import watchdog
+from dicomnode import compiled_code, watchdog
 from dicomnode.assemble import Assembler
 from dicomnode.child import ChildExecutor
 from dicomnode.compute import Computer, run
@@ -63,8 +63,7 @@ class Daemon:
         self.intake = Intake(self._spool, self.ledger)
         self.receiver = Receiver(config.node, config.peers, config.receive, self._spool, self.intake, clock)
         self._assembler = Assembler(config.assemble, config.camera, self.ledger, config.node.data_dir)
-        # Where numba would write its code, beside the software, a service may not write.
-        compiled = {"NUMBA_CACHE_DIR": str(config.node.data_dir / "cache" / "numba")}
+        compiled = {compiled_code.VARIABLE: str(compiled_code.folder_for_service(config.node.data_dir))}
         self._executor = executor or ChildExecutor(config.dose.memory_limit_gb, compiled)
         self._computer = Computer(config, self.ledger, self._executor, work)
         self._deliverer = Deliverer(config, self.ledger)

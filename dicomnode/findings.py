@@ -55,23 +55,22 @@ class Predecessor:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Which software and which data the numbers came from; hashes are hexadecimal SHA-256."""
+    """Which software and which data all numbers came from; hashes are hexadecimal SHA-256.
+
+    What is an engine's own stands in its `EngineMap`.
+    """
 
     software_version: str
     config_sha256: str
     calibration_text: str
-    kernel_sha256: str
-    device: str
     calibration_sha256: str | None = None
     weights_sha256: str | None = None
 
     def described(self) -> Iterator[tuple[str, str]]:
         """(what, value) pairs in the order in which a person reads them."""
         yield "Software", f"dicomnode {self.software_version}"
-        yield "Computed on", self.device
         yield "Calibration", self.calibration_text
         yield "SHA-256 of the configuration", self.config_sha256
-        yield "SHA-256 of the kernel", self.kernel_sha256
         if self.calibration_sha256:
             yield "SHA-256 of the calibration", self.calibration_sha256
         if self.weights_sha256:
@@ -88,6 +87,8 @@ class EngineMap:
     heterogeneity: what was done about tissue densities, in words.
     tissue_correction: the same as Defined Terms (PS3.3 C.8.8.3): IMAGE, ROI_OVERRIDE, WATER.
     uncertainty: mGy/h, one standard deviation of each voxel; of an engine with statistics.
+    device: what it was computed on.
+    data_name: what `kernel_sha256` is the hash of, in words.
     """
 
     engine: str
@@ -100,6 +101,13 @@ class EngineMap:
     notes: tuple[str, ...] = ()
     tissue_correction: tuple[str, ...] = ("IMAGE",)
     uncertainty: Volume | None = None
+    device: str = "cpu"
+    data_name: str = "kernel"
+
+    def described(self) -> Iterator[tuple[str, str]]:
+        """(what, value) pairs of where this map came from."""
+        yield "Computed on", self.device
+        yield f"SHA-256 of the {self.data_name}", self.kernel_sha256
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]{1,8}", self.engine):

@@ -134,7 +134,7 @@ class NewRun:
     kernel_sha256: str
     weights_sha256: str
     details_json: str
-    """Times of the steps, device, notes: for people, never read back by the node."""
+    """Times of the steps, devices, notes: for people; the node decides nothing by it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,7 +137,7 @@ def image_comments(
         f"Stored in steps of {quantisation_step:.1e} of the maximum.",
         *(f"Replaces {reference.sop_instance_uid}." for reference in replaced),
         *(_sentence(note) for note in (*engine_map.notes, *findings.notes)),
-        *(f"{what}: {value}." for what, value in findings.provenance.described()),
+        *(f"{what}: {value}." for what, value in (*engine_map.described(), *findings.provenance.described())),
     ]
     return " ".join(sentence for sentence in sentences if sentence)[:10240]
 

@@ -304,7 +304,8 @@ def _provenance(findings: Findings) -> Iterator[ContentItem]:
         yield _text(
             v.PROVENANCE,
             f"{engine_map.engine.upper()}: {engine_map.algorithm_name} {engine_map.algorithm_version}, "
-            f"kernel {engine_map.kernel_sha256}; {engine_map.heterogeneity}",
+            f"on {engine_map.device}, {engine_map.data_name} {engine_map.kernel_sha256}; "
+            f"{engine_map.heterogeneity}",
         )
 
 

@@ -14,9 +14,12 @@ Activity beside the known densities is that of air, or of an arm that the CT cut
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,7 +37,7 @@ from pipeline.dose_rate import (
     require_computable,
     silent,
 )
-from pipeline.errors import EngineFailed
+from pipeline.errors import EngineFailed, InputRejected
 from pipeline.lattice import crop_box, recut
 from pipeline.volume import Grid, Volume
 
@@ -51,6 +54,8 @@ BESIDE_FROM = 0.001
 """Part of the activity beside the CT from which on a note says so."""
 
 Interval = tuple[int, int]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +85,7 @@ def mc_dose_rate(
     from pipeline.montecarlo.data import load_physics
     from pipeline.montecarlo.decay_data import load_source
     from pipeline.montecarlo.setup import source_hash
-    from pipeline.montecarlo.simulate import Limits, StopReason
+    from pipeline.montecarlo.simulate import Limits
     from pipeline.montecarlo.simulate import simulate as simulate_with_all
 
     require_computable(request.activity, request.density)
@@ -88,7 +93,8 @@ def mc_dose_rate(
     source = load_source(request.nuclide.name)
     try:
         seen = scene(request)
-        run = (simulate or simulate_with_all)(
+        start = partial(
+            simulate or simulate_with_all,
             seen.activity,
             seen.density,
             source,
@@ -102,18 +108,13 @@ def mc_dose_rate(
             progress=lambda _what, part: progress("transport", part),
             checkpoint=settings.checkpoint,
         )
+        run = _anew_where_needed(start, settings.checkpoint)
     except MemoryError as error:
         raise EngineFailed(
             f"memory did not suffice for a Monte Carlo of {request.density.grid.shape} (z, y, x) voxels",
             "Set a coarser [dose] grid_spacing_mm, or give the node more memory",
         ) from error
-    if run.stopped_by is StopReason.CANCELLED:
-        raise EngineFailed("the Monte Carlo was stopped", "The next attempt goes on where it stopped")
-    if not run.uncertainty.array.any():
-        raise EngineFailed(
-            f"the time limit of {settings.time_limit_s:g} s ended the Monte Carlo before it knew anything",
-            "Raise [montecarlo] time_limit_s",
-        )
+    _require_result(run, settings)
     progress("dose rate", 1.0)
     return DoseRate(
         volume=recut(run.dose_rate, request.density.grid),
@@ -123,11 +124,7 @@ def mc_dose_rate(
         uncertainty=recut(run.uncertainty, request.density.grid),
         regions=_certain(run),
         parameters=_parameters(run, source, settings),
-        notes=(
-            *seen.notes,
-            *run.notes,
-            *(_missed(run, settings) if run.stopped_by is StopReason.TIME else ()),
-        ),
+        notes=(*seen.notes, *run.notes, *_missed(run, settings)),
     )
 
 
@@ -202,6 +199,39 @@ def _regions(request: DoseRequest, grid: Grid) -> dict[str, Mask]:
     return {name: on_box(mask) for name, mask in request.regions.items()}
 
 
+def _anew_where_needed(start: Callable[[], Simulation], checkpoint: Path | None) -> Simulation:
+    """What a damaged checkpoint, or one of software that was changed since, costs is time, and no person's.
+
+    raises: InputRejected when the images themselves cannot be computed.
+    """
+    if checkpoint is None or not checkpoint.exists():
+        return start()
+    try:
+        return start()
+    except InputRejected as error:
+        log.warning("the Monte Carlo begins anew: %s", error.reason)
+        checkpoint.unlink(missing_ok=True)
+        return start()
+
+
+def _require_result(run: Simulation, settings: MonteCarloSettings) -> None:
+    """raises: EngineFailed for a run whose map nobody could judge."""
+    if run.stopped_by.value == "cancelled":
+        raise EngineFailed("the Monte Carlo was stopped", "The next attempt goes on where it stopped")
+    if _knows_nothing(run):
+        raise EngineFailed(
+            f"the time limit of {settings.time_limit_s:g} s ended the Monte Carlo before it knew anything",
+            "Raise [montecarlo] time_limit_s",
+        )
+
+
+def _knows_nothing(run: Simulation) -> bool:
+    """No map, or none whose uncertainty is known: electrons or photons have run once at most."""
+    dosed = [r for r in run.regions if r.mean_mgy_per_h > 0]
+    unknown = bool(dosed) and not any(math.isfinite(r.uncertainty_of_mean) for r in dosed)
+    return unknown or not run.uncertainty.array.any()
+
+
 def _certain(run: Simulation) -> tuple[RegionUncertainty, ...]:
     """Regions without dose have no relative uncertainty, and are left out."""
     found = [
@@ -212,7 +242,9 @@ def _certain(run: Simulation) -> tuple[RegionUncertainty, ...]:
 
 
 def _missed(run: Simulation, settings: MonteCarloSettings) -> tuple[str, ...]:
-    """Which regions are less certain than was wanted when the time was over."""
+    """Which regions are less certain than was wanted when the time was over; nothing if it was not."""
+    if run.stopped_by.value != "time":
+        return ()
     wanted = settings.mean_uncertainty
     missed = [r for r in run.regions if r.mean_mgy_per_h > 0 and not r.mean_voxel_uncertainty <= wanted]
     if run.regions and not missed:

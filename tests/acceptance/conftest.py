@@ -9,6 +9,14 @@ import pytest
 from tests.acceptance.harness import Node, Orthanc
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_code(request: pytest.FixtureRequest) -> Iterator[None]:
+    """It outlives nodes and test runs: each node has a data folder of its own, and would compile anew."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("NUMBA_CACHE_DIR", str(request.config.cache.mkdir("numba")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def pacs(peer_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
     orthanc = Orthanc(peer_program("Orthanc"), tmp_path_factory.mktemp("pacs"))

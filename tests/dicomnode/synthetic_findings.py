@@ -134,6 +134,9 @@ def montecarlo_map(on: Grid) -> EngineMap:
         uncertainty=rate.with_array(uncertainty),
         algorithm_name="Monte Carlo",
         parameters=("electron_decays=1200000", "seed=1"),
+        kernel_sha256="ef" * 32,
+        device="cuda:0",
+        data_name="physics and decay data",
     )
 
 
@@ -183,7 +186,7 @@ def findings(
         "reference_time": REFERENCE_TIME,
         "maps": maps,
         "rois": regions(on, maps, changes.pop("names", ("Kidney left",))),
-        "provenance": Provenance("0.1.0", "cd" * 32, "units of the image (Bq/ml)", "ab" * 32, "cpu"),
+        "provenance": Provenance("0.1.0", "cd" * 32, "units of the image (Bq/ml)"),
         "administered_bq": 7.4e9,
         "administered_at": datetime(2024, 5, 5, 10, 0, 0),
         "fraction_found": 0.83,

@@ -89,6 +89,10 @@ def test_a_setting_that_is_off_stands_in_the_file_as_a_comment(name: str) -> Non
             "[montecarlo] mean_uncertainty: it is a fraction, 0.005 means 0.5 %; 0.5 would be 50%",
         ),
         ({"montecarlo": {"mean_uncertainty": 0}}, "[montecarlo] mean_uncertainty: input should be greater"),
+        (
+            {"dose": {"engines": ["mc"]}, "montecarlo": {"time_limit_s": float("inf")}},
+            "[montecarlo] time_limit_s: input should be a finite number",
+        ),
         ({"montecarlo": {"seeds": 1}}, "[montecarlo] has no setting 'seeds'. Did you mean 'seed'?"),
         ({"dose": {"heterogeneity": "scaling"}}, "[dose] heterogeneity: input should be 'density_scaling'"),
         ({"assemble": {"quiet_s": 60, "max_wait_s": 1}}, "max_wait_s must not be shorter than quiet_s"),

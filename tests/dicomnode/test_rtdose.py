@@ -36,9 +36,10 @@ from tests.dicomnode.synthetic_findings import (
 IDENTITY = ResultIdentity("2.25.100", "2.25.101", 9001, "Lu-177 DVK dose rate (Gy = Gy/h x 1 h)")
 
 
-def written(folder: Path, found: Findings, settings: EncodingSettings = SETTINGS) -> Path:
-    path = folder / "dose.dcm"
-    dose = rtdose.build(found, found.maps[0], settings, IDENTITY, NOW)
+def written(folder: Path, found: Findings, settings: EncodingSettings = SETTINGS, number: int = 0) -> Path:
+    """The RTDOSE of that map."""
+    path = folder / f"dose{number}.dcm"
+    dose = rtdose.build(found, found.maps[number], settings, IDENTITY, NOW)
     pydicom.dcmwrite(path, dose, enforce_file_format=True)
     return path
 
@@ -168,6 +169,16 @@ def test_a_map_with_statistics_says_how_certain_it_is(tmp_path: Path) -> None:
     assert "(k=1): Kidney left: mean 0.3 %, voxels 1.5 % on average." in dose.ImageComments
     assert "electron_decays=1200000" in dose.ImageComments
     assert dose.DoseType == "PHYSICAL"
+
+
+def test_each_map_names_the_data_and_the_device_of_its_own_engine(tmp_path: Path) -> None:
+    """Beside a map of another engine: DVK's kernel is not what a Monte Carlo rests on."""
+    both = findings(maps=(engine_map(grid()), montecarlo_map(grid())))
+    dvk, mc = (pydicom.dcmread(written(tmp_path, both, number=n)).ImageComments for n in (0, 1))
+    assert f"Computed on: cpu. SHA-256 of the kernel: {'ab' * 32}." in dvk
+    assert f"Computed on: cuda:0. SHA-256 of the physics and decay data: {'ef' * 32}." in mc
+    assert "ef" * 32 not in dvk
+    assert "ab" * 32 not in mc
 
 
 def test_a_map_without_statistics_says_nothing_of_them(tmp_path: Path) -> None:

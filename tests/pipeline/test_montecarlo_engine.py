@@ -226,6 +226,35 @@ def test_a_run_that_ended_before_it_knew_anything_gives_no_result() -> None:
     assert "time_limit_s" in failed.value.remedy
 
 
+def test_a_checkpoint_that_is_refused_costs_time_and_no_person(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Damaged, or of software that was changed since: the case must not be HELD for it."""
+    checkpoint = tmp_path / "a.checkpoint"
+    checkpoint.write_bytes(b"half a file")
+    run = local()
+
+    def refuse(*args: Any, **given: Any) -> Simulation:
+        if given["checkpoint"].exists():
+            raise InputRejected("the checkpoint cannot be read", "Remove it to begin anew")
+        answer: Simulation = run(*args, **given)
+        return answer
+
+    settings = MonteCarloSettings(checkpoint=checkpoint)
+    request = DoseRequest(source(), patient(), LUTETIUM, montecarlo=settings)
+    assert mc_dose_rate(request, simulate=refuse).volume.array.any()
+    assert "begins anew: the checkpoint cannot be read" in caplog.text
+    assert not checkpoint.exists()
+
+
+def test_a_run_whose_uncertainty_is_not_known_gives_no_result() -> None:
+    """One batch of photons: the voxels' uncertainty would be that of the electrons alone."""
+    unknown = (RegionUncertainty("cube", 12.0, np.inf, np.inf),)
+    request = DoseRequest(source(), patient(), LUTETIUM, regions={"cube": cube()})
+    with pytest.raises(EngineFailed, match="before it knew anything"):
+        mc_dose_rate(request, simulate=local(StopReason.TIME, regions=unknown))
+
+
 def test_too_little_memory_is_a_fault_of_the_machine() -> None:
     def simulate(*_: Any, **__: Any) -> Simulation:
         raise MemoryError
