@@ -193,8 +193,13 @@ class Findings:
             raise ValueError(f"the dose grid's frame of reference {uid!r} is not the CT's, {ct!r}")
 
     def least_certain(self, engine: str) -> RegionUncertainty | None:
-        """The region in which an engine's voxels are least certain; None for one without statistics."""
-        found = [roi.uncertainty[engine] for roi in self.rois if engine in roi.uncertainty]
+        """The ROI (without any, the field of view) in which an engine's voxels are least certain.
+
+        returns: None for an engine without statistics.
+        """
+        kinds = {roi.kind for roi in self.rois}
+        of = RegionKind.ROI if RegionKind.ROI in kinds else RegionKind.FIELD_OF_VIEW
+        found = [roi.uncertainty[engine] for roi in self.rois if roi.kind is of and engine in roi.uncertainty]
         return max(found, key=lambda region: region.of_voxels, default=None)
 
     def replaced(self, kind: ResultKind, engine: str = "") -> tuple[InstanceReference, ...]:

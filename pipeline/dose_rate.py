@@ -56,7 +56,8 @@ class DoseRequest:
     surroundings: g/cm³, what is known of the density beyond the result's grid, on a box of its lattice that
         holds it; None: nothing.
     regions: name -> mask on the density's grid: where the result will be read, and where an engine with
-        statistics must become certain enough. Empty: the whole grid.
+        statistics must become certain enough. Empty: the whole grid. reported: likewise read, but however
+        certain they are by then.
     device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
     heterogeneity, kernel_cache: of DVK; see `pipeline/dvk.py`. kernel_cache: a folder that need not be
         there yet; None: kernels are integrated anew.
@@ -67,6 +68,7 @@ class DoseRequest:
     nuclide: Nuclide
     device: str = "cpu"
     regions: Mapping[str, Mask] = field(default_factory=dict)
+    reported: Mapping[str, Mask] = field(default_factory=dict)
     heterogeneity: Heterogeneity = "density_scaling"
     kernel_cache: Path | None = None
     montecarlo: MonteCarloSettings = field(default_factory=MonteCarloSettings)
@@ -97,7 +99,8 @@ class DoseRate:
     kernel_sha256: of the data that the numbers rest on: DVK's kernel table and the voxel spacing,
         Monte Carlo's physics and decay data.
     uncertainty: mGy/h, one standard deviation of each voxel; None for an engine without statistics.
-    regions: uncertainty of each region of the request; empty for an engine without statistics.
+    regions: uncertainty of each region of the request, also of those that are only reported; empty for an
+        engine without statistics.
     parameters: ``name=value``, what else the result depends on.
     notes: what a reader of the result should know.
     """

@@ -45,6 +45,7 @@ LITTLE_FOUND = 0.01
 UNSEEN_FROM = 0.01
 """Part of a region outside the SPECT's field from which on the results say so."""
 
+BODY = "Body"
 FIELD_OF_VIEW = "Field of view"
 
 Mask = NDArray[np.bool_]
@@ -154,8 +155,11 @@ def compute_dosimetry(
     # Only what is reported is computed: the density's grid tells an engine where. Monte Carlo looks beyond.
     whole = density if "mc" in settings.engines else None
     density = density.boxed(box)
-    asked = _asked(rois, masks)
-    maps = _maps(_request(activity, density, whole, spect, asked, settings), settings.engines, progress)
+    maps = _maps(
+        _request(activity, density, whole, spect, _asked(rois, masks), _beside(masks), settings),
+        settings.engines,
+        progress,
+    )
     for map_ in maps:
         notes += [note for note in map_.notes if note not in notes]
     activity = recut(activity, density.grid)
@@ -172,6 +176,7 @@ def _request(
     whole: Volume | None,
     spect: SpectImage,
     asked: dict[str, Mask],
+    beside: dict[str, Mask],
     settings: DosimetrySettings,
 ) -> DoseRequest:
     return DoseRequest(
@@ -180,6 +185,7 @@ def _request(
         spect.nuclide,
         settings.device,
         regions=asked,
+        reported={name: mask for name, mask in beside.items() if name not in asked},
         heterogeneity=settings.heterogeneity,
         kernel_cache=settings.kernel_cache,
         montecarlo=settings.montecarlo,
@@ -203,7 +209,7 @@ def _names(rois: Sequence[Roi]) -> list[str]:
     names: list[str] = []
     for roi in rois:
         name, number = roi.name, 1
-        while name in names:
+        while name in (BODY, FIELD_OF_VIEW, *names):
             number += 1
             name = f"{roi.name} ({number})"
         names.append(name)
@@ -216,6 +222,11 @@ def _asked(rois: Sequence[Roi], masks: Sequence[Mask]) -> dict[str, Mask]:
     Never the body: most of it holds so little dose that no run would end.
     """
     return dict(zip(_names(rois), masks[2:], strict=True)) if rois else {FIELD_OF_VIEW: masks[1]}
+
+
+def _beside(masks: Sequence[Mask]) -> dict[str, Mask]:
+    """What is reported as well, however certain it is by then."""
+    return {BODY: masks[0], FIELD_OF_VIEW: masks[1]}
 
 
 def _on_dose_grid(
@@ -336,11 +347,11 @@ def _regions(
 ) -> tuple[Region, ...]:
     """masks: body, field of view, then one for each ROI."""
     fixed: list[tuple[str, RegionKind, Roi | None]] = [
-        ("Body", RegionKind.BODY, None),
+        (BODY, RegionKind.BODY, None),
         (FIELD_OF_VIEW, RegionKind.FIELD_OF_VIEW, None),
     ]
     named = [*fixed, *((roi.name, RegionKind.ROI, roi) for roi in rois)]
-    asked_as = ["", "" if rois else FIELD_OF_VIEW, *_names(rois)]
+    asked_as = [BODY, FIELD_OF_VIEW, *_names(rois)]
     certain = {(m.engine, found.name): found for m in maps for found in m.regions}
     return tuple(
         Region(

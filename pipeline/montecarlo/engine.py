@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,12 +62,13 @@ log = logging.getLogger(__name__)
 class Scene:
     """What is simulated: all on one grid, the smallest box that holds all tissue and all activity.
 
-    regions: masks on that grid.
+    regions, reported: masks on that grid.
     """
 
     activity: Volume
     density: Volume
     regions: dict[str, Mask]
+    reported: dict[str, Mask]
     notes: tuple[str, ...]
 
 
@@ -99,6 +100,7 @@ def mc_dose_rate(
             seen.density,
             source,
             regions=seen.regions,
+            reported=seen.reported,
             limits=Limits(
                 decays=None, time_s=settings.time_limit_s, mean_uncertainty=settings.mean_uncertainty
             ),
@@ -124,7 +126,7 @@ def mc_dose_rate(
         uncertainty=recut(run.uncertainty, request.density.grid),
         regions=_certain(run),
         parameters=_parameters(run, source, settings),
-        notes=(*seen.notes, *run.notes, *_missed(run, settings)),
+        notes=(*seen.notes, *run.notes, *_missed(run, settings, seen.reported)),
     )
 
 
@@ -148,7 +150,13 @@ def scene(request: DoseRequest) -> Scene:
     activity = recut(Volume(request.activity.array, lattice, request.activity.unit), grid)
     density, added = _continued(known, grid)
     notes = (*_note_longer(added), *_note_beside(activity, known.grid))
-    return Scene(activity, density, _regions(request, grid), notes)
+    return Scene(
+        activity,
+        density,
+        _regions(request.regions, request, grid),
+        _regions(request.reported, request, grid),
+        notes,
+    )
 
 
 def _boxed(grid: Grid, spans: list[Interval]) -> Grid:
@@ -189,14 +197,14 @@ def _note_beside(activity: Volume, known: Grid) -> tuple[str, ...]:
     return (f"{share:.1%} of the activity lies beside the CT, where the Monte Carlo takes it to be in air",)
 
 
-def _regions(request: DoseRequest, grid: Grid) -> dict[str, Mask]:
+def _regions(regions: Mapping[str, Mask], request: DoseRequest, grid: Grid) -> dict[str, Mask]:
     """The request's regions on the box. It holds all tissue: what it may cut off a mask is air."""
 
     def on_box(mask: Mask) -> Mask:
         of = Volume(mask.astype(np.float32), request.density.grid, "1")
         return np.asarray(recut(of, grid).array > 0)
 
-    return {name: on_box(mask) for name, mask in request.regions.items()}
+    return {name: on_box(mask) for name, mask in regions.items()}
 
 
 def _anew_where_needed(start: Callable[[], Simulation], checkpoint: Path | None) -> Simulation:
@@ -241,13 +249,14 @@ def _certain(run: Simulation) -> tuple[RegionUncertainty, ...]:
     return tuple(r for r in found if math.isfinite(r.of_mean) and math.isfinite(r.of_voxels))
 
 
-def _missed(run: Simulation, settings: MonteCarloSettings) -> tuple[str, ...]:
+def _missed(run: Simulation, settings: MonteCarloSettings, reported: Mapping[str, Mask]) -> tuple[str, ...]:
     """Which regions are less certain than was wanted when the time was over; nothing if it was not."""
     if run.stopped_by.value != "time":
         return ()
     wanted = settings.mean_uncertainty
-    missed = [r for r in run.regions if r.mean_mgy_per_h > 0 and not r.mean_voxel_uncertainty <= wanted]
-    if run.regions and not missed:
+    decided = [r for r in run.regions if r.name not in reported]
+    missed = [r for r in decided if r.mean_mgy_per_h > 0 and not r.mean_voxel_uncertainty <= wanted]
+    if decided and not missed:
         return ()
     missed.sort(key=lambda r: -r.mean_voxel_uncertainty)
     named = ", ".join(f"{r.name} {_known(r.mean_voxel_uncertainty)}" for r in missed[:NAMED_AT_MOST])

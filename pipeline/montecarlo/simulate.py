@@ -106,6 +106,7 @@ def simulate(
     source: Emission,
     *,
     regions: Mapping[str, NDArray[np.bool_]] | None = None,
+    reported: Mapping[str, NDArray[np.bool_]] | None = None,
     limits: Limits,
     seed: int = 1,
     device: str = "cpu",
@@ -119,8 +120,8 @@ def simulate(
 
     activity: Bq/mL. density: g/cm³; both on one lattice, all activity inside the density's grid.
     regions: name -> (z, y, x) mask on the density's grid; they decide when `limits.mean_uncertainty` is
-        reached (all tissue when there are none) and are reported. seed: same seed and same limit of decays,
-        same result.
+        reached (all tissue when there are none) and are reported. reported: others, which decide nothing.
+    seed: same seed and same limit of decays, same result.
     device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``; falls back to the processor and says so in the notes.
     progress: called with (what is done, 0 ... 1). cancelled: asked about ten times a second; the result is
         then what the complete batches gave.
@@ -130,16 +131,19 @@ def simulate(
     raises: InputRejected for what cannot be computed, before any history runs.
     """
     activity = on_density_grid(activity, density)
-    masks = regions if regions is not None else {}
-    require_masks(masks, density)
+    masks, others = dict(regions or {}), dict(reported or {})
+    require_masks(masks | others, density)
     gram = density.array * np.float32(density.grid.voxel_volume_ml)
     least = AIR_BELOW_G_PER_CM3 * density.grid.voxel_volume_ml
-    followed = regions_of(masks or {"tissue": density.array >= AIR_BELOW_G_PER_CM3}, gram, least)
+    deciding = regions_of(masks or {"tissue": density.array >= AIR_BELOW_G_PER_CM3}, gram, least)
+    followed = (*deciding, *regions_of(others, gram, least))
     transport = voxel_transport(activity, density, source)
-    inputs = _inputs_hash(activity, density, source, masks, limits, seed)
+    inputs = _inputs_hash(activity, density, source, masks | others, limits, seed)
     estimates = _begin(checkpoint, inputs, activity.array.size, source)
     runner, notes = _runner(device, transport, seed, threads)
-    run = _Run(limits, followed, estimates, runner, clock, progress or _silent, cancelled or _never)
+    run = _Run(
+        limits, followed, len(deciding), estimates, runner, clock, progress or _silent, cancelled or _never
+    )
     if checkpoint is not None:
         run.save = lambda: checkpoints.save(checkpoint, inputs, estimates)
     reason = run.to_the_end()
@@ -147,7 +151,7 @@ def simulate(
         run.save() if reason is StopReason.CANCELLED else checkpoint.unlink(missing_ok=True)
     runner.close()  # the maps take its place
     bq = float(activity.array.sum(dtype=np.float64)) * density.grid.voxel_volume_ml
-    return _result(run, reason, density, gram, bq, bool(masks), notes)
+    return _result(run, reason, density, gram, bq, 0 if masks else 1, notes)
 
 
 @dataclass(slots=True, eq=False)
@@ -155,7 +159,8 @@ class _Run:
     """The loop over batches."""
 
     limits: Limits
-    regions: tuple[Region, ...]
+    regions: tuple[Region, ...]  # the first `deciding` of them decide when it is enough
+    deciding: int
     estimates: tuple[Estimate, ...]
     runner: Runner
     clock: Callable[[], float]
@@ -227,12 +232,13 @@ class _Run:
         self._measuring_s = self._measured_at - began
 
     def _worst(self) -> float:
-        """The largest mean voxel uncertainty of a region that receives a dose at all; 0 if none does."""
-        return max((f.of_voxels for f in self.figures if f.mean > 0), default=0.0)
+        """The largest mean voxel uncertainty of a deciding region that receives a dose; 0 if none does."""
+        return max((f.of_voxels for f in self.figures[: self.deciding] if f.mean > 0), default=0.0)
 
     def _variances(self) -> tuple[float, float]:
-        """Of electrons and photons, relative to the dose squared, over all regions."""
-        return sum(f.electrons for f in self.figures), sum(f.photons for f in self.figures)
+        """Of electrons and photons, relative to the dose squared, over the regions that decide."""
+        deciding = self.figures[: self.deciding]
+        return sum(f.electrons for f in deciding), sum(f.photons for f in deciding)
 
     def _part(self) -> float:
         """How much of the way to the nearest limit is done, 0 ... 1."""
@@ -322,18 +328,18 @@ def _result(
     density: Volume,
     gram: NDArray[np.float32],
     bq: float,
-    with_regions: bool,
+    unnamed: int,
     notes: tuple[str, ...],
 ) -> Simulation:
+    """unnamed: so many of the first regions nobody asked for."""
     # mGy/h of 1 keV per decay in 1 g.
     scale = bq * HOUR_S * JOULE_PER_KEV * GRAM_PER_KG * MGY_PER_GY
     dose, error = _maps(run.estimates, density.array, gram, scale)
     if any(len(estimate.sizes) < 2 for estimate in run.estimates):
         notes = (*notes, "fewer than two batches of each kind have run: the uncertainty is not known")
-    missed = [
-        region.name for region, f in zip(run.regions, run.figures, strict=True) if _never_reached(region, f)
-    ]
-    if with_regions and missed:
+    asked = list(zip(run.regions, run.figures, strict=True))[unnamed:]
+    missed = [region.name for region, figures in asked if _never_reached(region, figures)]
+    if missed:
         notes = (*notes, f"no history reached {', '.join(missed)}: the dose there is not known to be zero")
     decays = [estimate.decays for estimate in run.estimates] + [0]
     return Simulation(
@@ -341,8 +347,7 @@ def _result(
         uncertainty=Volume(error, density.grid, "mGy/h"),
         regions=tuple(
             RegionUncertainty(region.name, figures.mean * scale, figures.of_mean, figures.of_voxels)
-            for region, figures in zip(run.regions, run.figures, strict=True)
-            if with_regions
+            for region, figures in asked
         ),
         electron_decays=decays[0],
         photon_decays=decays[1],

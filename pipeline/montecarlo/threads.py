@@ -80,6 +80,8 @@ class ThreadRunner:
         self.tallies = np.zeros((self.threads, tally_size(transport.geometry)))
         self.accounts = np.zeros((self.threads, ACCOUNT_SIZE))
         self._keys = stream_key(seed, ELECTRON_STREAM), stream_key(seed, PHOTON_STREAM)
+        # No history at all, but compiled now: half a minute that belongs to no batch and to no time limit.
+        self._follow(False, 0, 0, 0, 0, 1)
 
     def run(self, photons: bool, first: int, size: int, stop: Callable[[], bool]) -> bool:
         """See `Runner.run`."""
@@ -88,7 +90,6 @@ class ThreadRunner:
         taking, stopped = threading.Lock(), threading.Event()
 
         def work(thread: int) -> None:
-            bank = new_bank()
             while not stopped.is_set():
                 with taking:
                     begin = next(begins, None)
@@ -96,18 +97,26 @@ class ThreadRunner:
                         stopped.set()
                 if begin is None or stopped.is_set():
                     return
-                run_histories(
-                    photons, *self.transport, self.tallies[thread], self.accounts[thread], bank,
-                    first, begin, min(begin + chunk, size), size, self._keys[photons],
-                )  # fmt: skip
+                self._follow(photons, thread, first, begin, min(begin + chunk, size), size)
 
         with ThreadPoolExecutor(self.threads) as pool:
-            for future in [pool.submit(work, thread) for thread in range(self.threads)]:
-                future.result()
+            try:
+                for future in [pool.submit(work, thread) for thread in range(self.threads)]:
+                    future.result()
+            except BaseException:  # also Ctrl-C: leaving the pool would wait for the whole batch
+                stopped.set()
+                raise
         if stopped.is_set():
             self.tallies[:] = 0.0
             self.accounts[:] = 0.0
         return not stopped.is_set()
+
+    def _follow(self, photons: bool, thread: int, first: int, begin: int, end: int, size: int) -> None:
+        """Histories `begin` ... `end` − 1 of a batch, into the tally of a thread."""
+        run_histories(
+            photons, *self.transport, self.tallies[thread], self.accounts[thread], new_bank(),
+            first, begin, end, size, self._keys[photons],
+        )  # fmt: skip
 
     def take_in(self, estimate: Estimate, size: int, regions: tuple[Region, ...]) -> None:
         """See `Runner.take_in`."""

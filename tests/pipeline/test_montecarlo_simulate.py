@@ -98,6 +98,23 @@ def test_it_stops_when_every_region_is_certain_enough(
     assert result.regions[0].mean_voxel_uncertainty <= 0.2
 
 
+def test_a_region_that_is_only_reported_decides_nothing(source: DecaySource) -> None:
+    """A corner voxel far from certain, beside a region that soon is."""
+    corner = np.zeros(GRID.shape, bool)
+    corner[0, 0, 1] = True
+    result = run(
+        source,
+        regions={"deep": inside()},
+        reported={"corner": corner},
+        limits=Limits(mean_uncertainty=0.1, time_s=60.0),
+    )
+    assert result.stopped_by is StopReason.UNCERTAINTY
+    deep, reported = result.regions
+    assert (deep.name, reported.name) == ("deep", "corner")
+    assert deep.mean_voxel_uncertainty <= 0.1
+    assert np.isfinite(reported.uncertainty_of_mean)
+
+
 def test_it_stops_when_the_time_is_over(source: DecaySource) -> None:
     ticks = count()
     result = run(source, limits=Limits(time_s=30.0), clock=lambda: float(next(ticks)))
