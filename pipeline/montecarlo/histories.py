@@ -73,68 +73,6 @@ def history(
 
 
 @compiled
-def electron_history(
-    geometry: Geometry,
-    electron_tables: ElectronTables,
-    photon_tables: PhotonTables,
-    source: Source,
-    tally: NDArray[np.float64],
-    account: NDArray[np.float64],
-    bank: NDArray[np.float32],
-    number: int,
-    stratum: int,
-    strata: int,
-    key: np.uint64,
-) -> None:
-    """The electrons of one decay; see `history`."""
-    history(
-        False,
-        geometry,
-        electron_tables,
-        photon_tables,
-        source,
-        tally,
-        account,
-        bank,
-        number,
-        stratum,
-        strata,
-        key,
-    )
-
-
-@compiled
-def photon_history(
-    geometry: Geometry,
-    electron_tables: ElectronTables,
-    photon_tables: PhotonTables,
-    source: Source,
-    tally: NDArray[np.float64],
-    account: NDArray[np.float64],
-    bank: NDArray[np.float32],
-    number: int,
-    stratum: int,
-    strata: int,
-    key: np.uint64,
-) -> None:
-    """The photons of one decay; see `history`."""
-    history(
-        True,
-        geometry,
-        electron_tables,
-        photon_tables,
-        source,
-        tally,
-        account,
-        bank,
-        number,
-        stratum,
-        strata,
-        key,
-    )
-
-
-@compiled
 def decay_place(
     geometry: Geometry, source: Source, stratum: int, strata: int, counter: np.uint64, key: np.uint64
 ) -> tuple[int, int, int, Float, Float, Float, np.uint64]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -20,9 +23,10 @@ def section(effort: Effort) -> Section:
     if not has_gpu():
         page.say(
             "No graphics card here. The CUDA code runs in numba's simulator in the tests "
-            "(`tests/pipeline/test_montecarlo_cuda.py`) and compiles for sm_70 to sm_90; made on a machine "
-            "with one, this section compares the two in every organ of the torso."
+            "(`tests/pipeline/test_montecarlo_cuda.py`); on a machine with a card, this section compares "
+            "the two in every organ of the torso. No kernel has run on a card yet."
         )
+        _say_how_it_compiles(page)
         return page
     label = torso.labels()
     spacing = (10 * torso.VOXEL_CM,) * 3
@@ -57,6 +61,19 @@ def section(effort: Effort) -> Section:
         ],
     )
     return page
+
+
+def _say_how_it_compiles(page: Section) -> None:
+    """What the assembler says for each architecture, where numba-cuda and an assembler are installed."""
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.bench.cuda_compile"], capture_output=True, text=True, check=False
+    )
+    if run.returncode != 0:
+        page.say("Nor is there a compiler: extra gpu-cu12.")
+        return
+    page.say("Compiled and assembled (`python -m tests.bench.cuda_compile`):")
+    heads, *rows = (re.split(r"\s{2,}", line.strip()) for line in run.stdout.strip().splitlines())
+    page.table(tuple(heads), [tuple(row) for row in rows])
 
 
 def has_gpu() -> bool:
