@@ -43,7 +43,7 @@ def compute_folder(folder: Path, out: Path, config: Config, console: Console) ->
         task = bar.add_task("start", total=1.0)
         outcome = perform(job, lambda what, part: _advance(bar, task, what, part))
     report = next(r for r in outcome.results if r.kind == "SR")
-    console.print(report_table(dcmread(report.path)))
+    console.print(report_table(dcmread(report.path)), crop=False)
     for result in outcome.results:
         console.print(f"{result.kind:11} {result.path}", highlight=False)
     return outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydicom import Dataset
 from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -14,26 +15,35 @@ UNCERTAINTY = ("u mean %", "u voxel %")
 COLUMNS = ("mL", "g", "MBq", "mean", "max", "min", "SD", "DR10", "DR30", "DR70", "DR90")
 
 
-def report_table(report: Dataset) -> Table:
-    """One line for each measurement group of a report; dose rates in mGy/h."""
+def report_table(report: Dataset) -> Group:
+    """One table for each algorithm of a report, a line for each measurement group; dose rates in mGy/h.
+
+    Print it with crop=False: on a narrow terminal lines wrap, and no number loses its last digits.
+    """
     rows = read_table(report)
     algorithms = sorted({row.algorithm for row in rows})
     title = f"{report.get('SeriesDescription', 'Report')}: dose rates in mGy/h"
-    table = Table(title=title, box=SIMPLE_HEAD, caption="" if len(algorithms) > 1 else algorithms[0])
+    by_name = {name: [row for row in rows if row.algorithm == name] for name in algorithms}
+    return Group(*(_table(title, name, of_it) for name, of_it in by_name.items()))
+
+
+def _table(title: str, algorithm: str, rows: list[ReportRow]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, caption=algorithm)
     table.add_column("region", no_wrap=True)
-    if len(algorithms) > 1:
-        table.add_column("algorithm", no_wrap=True)
-    for name in COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
     uncertain = any(row.voxel_uncertainty is not None for row in rows)
-    for name in UNCERTAINTY if uncertain else ():
+    figures = [_figures(row, uncertain) for row in rows]
+    for name in (*COLUMNS, *(UNCERTAINTY if uncertain else ())):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in rows:
-        names = [row.roi] if len(algorithms) == 1 else [row.roi, row.algorithm]
-        certain = (row.mean_uncertainty, row.voxel_uncertainty) if uncertain else ()
-        figures = [*(_shown(value) for value in _values(row)), *map(_per_cent, certain)]
-        table.add_row(*map(Text, names), *figures)
+    for row, shown in zip(rows, figures, strict=True):
+        table.add_row(Text(row.roi), *shown)
+    # As wide as it wants to be: a number without its last digits would be another number.
+    table.width = Console(width=10_000).measure(table).maximum
     return table
+
+
+def _figures(row: ReportRow, uncertain: bool) -> list[str]:
+    certain = (row.mean_uncertainty, row.voxel_uncertainty) if uncertain else ()
+    return [*(_shown(value) for value in _values(row)), *map(_per_cent, certain)]
 
 
 def _values(row: ReportRow) -> tuple[float, ...]:

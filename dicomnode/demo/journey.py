@@ -77,7 +77,7 @@ def run(to: Path, console: Console, size: Size = FULL_SIZE, quiet_s: float = 2.0
         pictures = _draw(study, results, to, stages)
     times = times_table(stages.seconds, stages_of_node, time.monotonic() - began)
     told = Group(report_table(results.report), times)
-    console.print(told)
+    console.print(told, crop=False)
     _write_report(told, to / "report.txt")
     for path in (*pictures, to / "report.txt", *results.files, log):
         console.print(f"  {path}", highlight=False)
@@ -135,7 +135,7 @@ def _rows(seconds: dict[str, float], node: Timeline) -> Iterator[tuple[str, floa
 
 def _write_report(told: Group, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
-        Console(file=file, width=REPORT_COLUMNS).print(told)
+        Console(file=file, width=REPORT_COLUMNS).print(told, crop=False)
 
 
 @contextmanager

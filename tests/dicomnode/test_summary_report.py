@@ -331,3 +331,16 @@ def test_a_later_report_names_its_predecessor() -> None:
     ]
     assert named_there == [old[0].instance.sop_instance_uid]
     assert "PredecessorDocumentsSequence" not in report()
+
+
+def test_a_narrow_terminal_cuts_no_number() -> None:
+    sr = report(with_statistics())
+    shown = Console(width=60, file=io.StringIO())
+    with shown.capture() as printed:
+        shown.print(report_table(sr), crop=False)
+    wide = Console(width=300, file=io.StringIO())
+    with wide.capture() as whole:
+        wide.print(report_table(sr), crop=False)
+    numbers = [word for word in whole.get().split() if word[0].isdigit()]
+    assert [word for word in printed.get().split() if word[0].isdigit()] == numbers
+    assert len(numbers) > 30
