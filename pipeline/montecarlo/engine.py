@@ -125,7 +125,7 @@ def mc_dose_rate(
         kernel_sha256=_sha256(load_physics().sha256, source_hash(source)),
         uncertainty=recut(run.uncertainty, request.density.grid),
         regions=_certain(run),
-        parameters=_parameters(run, source, settings),
+        parameters=_parameters(run, source, settings, seen.reported),
         notes=(*seen.notes, *run.notes, *_missed(run, settings, seen.reported)),
     )
 
@@ -271,8 +271,11 @@ def _known(uncertainty: float) -> str:
     return percent(uncertainty) if math.isfinite(uncertainty) else "not known"
 
 
-def _parameters(run: Simulation, source: DecaySource, settings: MonteCarloSettings) -> tuple[str, ...]:
-    worst = max((r.of_voxels for r in _certain(run)), default=None)
+def _parameters(
+    run: Simulation, source: DecaySource, settings: MonteCarloSettings, reported: Mapping[str, Mask]
+) -> tuple[str, ...]:
+    """reported: regions that decided nothing; the mean uncertainty is that of the others."""
+    worst = max((r.of_voxels for r in _certain(run) if r.name not in reported), default=None)
     return (
         f"electron_decays={run.electron_decays}",
         f"photon_decays={run.photon_decays}",

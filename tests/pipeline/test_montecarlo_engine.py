@@ -286,3 +286,15 @@ def test_the_real_transport_agrees_with_dvk_in_a_block_of_tissue() -> None:
     assert region.of_mean < region.of_voxels
     assert result.volume.array[middle].mean() == pytest.approx(dvk.volume.array[middle].mean(), rel=0.03)
     assert f"device={result.device}" in result.parameters
+
+
+def test_what_is_only_reported_is_no_miss_and_no_measure() -> None:
+    """The body's voxels are far from certain when the ROIs are certain enough."""
+    found = (RegionUncertainty("cube", 3.0, 0.001, 0.02), RegionUncertainty("Body", 1.0, 0.0001, 0.4))
+    request = DoseRequest(
+        source(), patient(), LUTETIUM, regions={"cube": cube()}, reported={"Body": np.ones(GRID.shape, bool)}
+    )
+    result = mc_dose_rate(request, simulate=local(StopReason.TIME, regions=found))
+    assert "mean_uncertainty=2 %" in result.parameters
+    assert result.notes[-1].endswith("everywhere: cube 2 %")
+    assert [region.name for region in result.regions] == ["cube", "Body"]
