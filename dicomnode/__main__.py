@@ -162,7 +162,7 @@ def make_kernel(
     nuclide: Annotated[str, typer.Argument(help="such as Lu-177; any whose decay data are shipped")],
     medium: Annotated[
         str, typer.Option(help="as the Monte Carlo names them; icru: four-component soft tissue")
-    ] = ("soft_tissue"),
+    ] = "soft_tissue",
     density: Annotated[
         float | None, typer.Option(help="g/cm3; else 1.04 of soft_tissue, the medium's own of others")
     ] = None,

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from pipeline.cores import available_cores
 from pipeline.decay import Nuclide
 from pipeline.errors import EngineFailed
 from pipeline.kernel_cache import NOT_KEPT, KernelCache
@@ -89,7 +89,7 @@ def _quick_even(needed: int, *, real: bool) -> int:
 
 def spectrum_of(octant: Float32, shape: Shape) -> Spectrum:
     """octant: (z, y, x) of shape/2 + 1 offsets per axis; overwritten. returns: its spectrum."""
-    values = scipy.fft.dctn(octant, type=1, workers=_threads(), overwrite_x=True)
+    values = scipy.fft.dctn(octant, type=1, workers=available_cores(), overwrite_x=True)
     return Spectrum(shape, np.ascontiguousarray(values.transpose(1, 0, 2)))
 
 
@@ -163,7 +163,7 @@ def convolve_cpu(
         lines = scipy.fft.ifft(planes[:, z], axis=0)[rows]
         result[z] = scipy.fft.irfft(lines, width, axis=1, overwrite_x=True)[:, columns]
 
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         _spread(pool, into_frequencies, range(source.shape[0]), report, 0.0, 0.3)
         _spread(pool, times_kernel, range(height), report, 0.3, 0.7)
         _spread(pool, back_into_space, range(output[0]), report, 0.7, 1.0)
@@ -314,8 +314,3 @@ def has_cuda_driver() -> bool:
     except OSError:
         return False
     return True
-
-
-def _threads() -> int:
-    """Cores that this process may use; `sched_getaffinity` exists on Linux alone."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -29,7 +29,6 @@ known; DVK adds the difference to the exact one, so that homogeneous soft tissue
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,6 +40,7 @@ from numpy.typing import NDArray
 from scipy.special import expn
 from scipy.stats import qmc
 
+from pipeline.cores import available_cores
 from pipeline.decay import Nuclide
 from pipeline.kernels import Float32, Float64, Shape, Spacing
 from pipeline.radial_kernel import SOFT_TISSUE_G_PER_CM3, RadialKernel, radial_kernel
@@ -90,7 +90,7 @@ def electron_energy(of: Nuclide, activity: Float32, density: Float32, spacing_mm
     table, inverse_step = _mean_table(kernel)
     relative = density * np.float32(1 / SOFT_TISSUE_G_PER_CM3)
     source = np.ascontiguousarray(activity, np.float32)
-    threads = min(_threads(), MOST_THREADS)
+    threads = min(available_cores(), MOST_THREADS)
 
     def some(first: int) -> Float32:
         energy = np.zeros_like(source)
@@ -312,8 +312,3 @@ def _value(lines: Any, place: Any, last: Any) -> Any:
     at = min(place, last)
     index = np.int32(at)
     return lines[index, 0] + at * lines[index, 1]
-
-
-def _threads() -> int:
-    """Cores that this process may use; `sched_getaffinity` exists on Linux alone."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

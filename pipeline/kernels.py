@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -37,6 +36,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
+from pipeline.constants import JOULE_PER_KEV
+from pipeline.cores import available_cores
 from pipeline.decay import Nuclide
 from pipeline.kernel_cache import NOT_KEPT, KernelCache
 from pipeline.pair_distance import NODES, WEIGHTS, direction_means
@@ -52,8 +53,8 @@ Float32 = NDArray[np.float32]
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
-# 1 keV = 1.602176634e-16 J; J/g -> Gy, Gy -> mGy, decay -> MBq s.
-MGY_G_PER_MBQ_S_KEV = 1.602176634e-16 * 1e3 * 1e3 * 1e6
+# keV -> J; J/g -> Gy, Gy -> mGy, decay -> MBq s.
+MGY_G_PER_MBQ_S_KEV = JOULE_PER_KEV * 1e3 * 1e3 * 1e6
 
 # Part of what a kept kernel is found by: raise it whenever the numbers change.
 METHOD = "pair distance 1"
@@ -199,7 +200,7 @@ def _exact(within: PchipInterpolator, places: NDArray[np.intp], spacing_mm: Spac
     offsets = canonical * spacing
     rule = _rule(within, step, float(np.linalg.norm(offsets.max(axis=0) + spacing)))
     energy = np.empty(len(offsets))
-    threads = _threads()
+    threads = available_cores()
 
     def part(first: int) -> None:
         share = np.empty(len(offsets[first::threads]))
@@ -262,7 +263,7 @@ def _by_points(of: Nuclide, spacing_mm: Spacing, radius_mm: float, rule: Rule) -
             energy += np.prod(weights) * _density(of, squared)
         total[z] = energy * volume_mm3
 
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         list(pool.map(layer, range(len(total))))
     return total
 
@@ -292,7 +293,7 @@ def _far(of: Nuclide, spacing_mm: Spacing, shape: Shape) -> Float32:
         steps *= np.float32(1 / step)
         np.take(table, steps.astype(np.int32), out=octant[z], mode="clip")
 
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         list(pool.map(layer, range(len(octant))))
     return octant
 
@@ -305,8 +306,3 @@ def _far_table(of: Nuclide, spacing_mm: Spacing) -> tuple[Float32, float]:
     table = np.zeros(radius.size + 1, np.float32)
     table[:-1] = radial_kernel(of).density(radius) * np.prod(spacing_mm)
     return table, step
-
-
-def _threads() -> int:
-    """Cores that this process may use; `sched_getaffinity` exists on Linux alone."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

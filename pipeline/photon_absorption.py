@@ -19,6 +19,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.constants import ELECTRON_REST_KEV
 from pipeline.decay import Nuclide
 from pipeline.errors import InputRejected
 from pipeline.montecarlo.data import load_physics
@@ -28,7 +29,6 @@ from pipeline.montecarlo.materials import LUNG, SOFT_TISSUE, material_map
 Float64 = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
-ELECTRON_REST_KEV = 510.99895  # CODATA 2018
 
 # Softer photons do not leave the voxels that the electrons reach.
 SOFTEST_KEV = 20.0

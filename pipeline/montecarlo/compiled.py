@@ -22,6 +22,8 @@ import numpy as np
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from pipeline.constants import ELECTRON_REST_KEV
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 F = np.float32
@@ -31,15 +33,14 @@ HALF = F(0.5)
 ONE = F(1.0)
 TWO = F(2.0)
 TWO_PI = F(2.0 * np.pi)
-FAR = F(1e30)  # cm; farther than anything
-ELECTRON_REST_KEV = 510.99895  # CODATA 2018
 REST = F(ELECTRON_REST_KEV)
 
 
 def _package_stamp() -> str:
-    """SHA-256 of the package's modules."""
+    """SHA-256 of the package's modules, and of the constants that compiled code takes from outside."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    package = Path(__file__).parent
+    for path in (*sorted(package.glob("*.py")), package.parent / "constants.py"):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 

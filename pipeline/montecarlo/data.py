@@ -14,6 +14,7 @@ from importlib.resources import files
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.constants import AVOGADRO
 from pipeline.errors import EngineFailed
 from pipeline.montecarlo import energy
 from pipeline.montecarlo.materials import ATOMIC_WEIGHT, MATERIALS, Material
@@ -120,8 +121,7 @@ def _read(name: str) -> Float64:
 
 
 def _electrons_per_gram(material: Material) -> float:
-    avogadro = 6.02214076e23
-    return avogadro * sum(w * z / ATOMIC_WEIGHT[z] for z, w in material.composition.items())
+    return AVOGADRO * sum(w * z / ATOMIC_WEIGHT[z] for z, w in material.composition.items())
 
 
 def _sha256_of_all() -> str:

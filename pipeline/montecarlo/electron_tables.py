@@ -24,7 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.montecarlo.compiled import ELECTRON_REST_KEV, F
+from pipeline.constants import ELECTRON_REST_KEV, FINE_STRUCTURE
+from pipeline.montecarlo.compiled import F
 from pipeline.montecarlo.data import PhysicsData
 
 Float64 = NDArray[np.float64]
@@ -37,7 +38,6 @@ HARD_PHOTON_KEV = 10.0
 # 2π rₑ² mc², keV cm²: classical electron radius 2.8179403e-13 cm (CODATA 2018).
 MOLLER_KEV_CM2 = 2.0 * np.pi * 2.8179403262e-13**2 * ELECTRON_REST_KEV
 KEV_PER_MEV = 1e3
-FINE_STRUCTURE = 7.2973525693e-3
 # Nuclear charge in the factor of Elwert: tissue radiates by oxygen and carbon.
 ELWERT_CHARGE = 7.0
 PHOTON_NODES = 65

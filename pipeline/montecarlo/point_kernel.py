@@ -27,6 +27,7 @@ from pipeline.dose_rate import Progress, percent, silent
 from pipeline.errors import InputRejected
 from pipeline.montecarlo.data import load_physics
 from pipeline.montecarlo.materials import MATERIALS, Material
+from pipeline.radial_kernel import COLUMNS, ELECTRON_COLUMN, SOFT_TISSUE, SOFT_TISSUE_G_PER_CM3
 
 if TYPE_CHECKING:
     from pipeline.montecarlo.decay_data import DecaySource
@@ -35,9 +36,8 @@ if TYPE_CHECKING:
 Float64 = NDArray[np.float64]
 Cancelled = Callable[[], bool]
 
-SOFT_TISSUE = "soft_tissue"
 ALIASES = {"icru": "icru_soft_tissue"}
-KERNEL_DENSITY_G_PER_CM3 = 1.04
+KERNEL_DENSITY_G_PER_CM3 = SOFT_TISSUE_G_PER_CM3
 """Of soft tissue, unless another is named: the density that voxel kernels are made for."""
 
 ELECTRON_SHELLS = 200
@@ -47,7 +47,6 @@ MIDDLE_STEP_CM, FAR_STEP_CM = 0.05, 0.5
 
 PILOT_DECAYS = 50_000.0
 MOST_DECAYS = 1e11
-COLUMNS = "r_outer_cm,energy_keV_per_decay,cumulative_keV,sigma_keV,electron_keV"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,7 +147,7 @@ def table(kernel: PointKernel, made_by: str, made_on: date) -> str:
         "# r_outer_cm: outer radius of the shell; energy_keV_per_decay: energy deposited within the shell; "
         "cumulative_keV; sigma_keV: one standard deviation of the shell; electron_keV: what electrons of the "
         "decay left in it.",
-        COLUMNS,
+        ",".join((*COLUMNS, ELECTRON_COLUMN)),
     ]
     rows = (
         kernel.edges_cm[1:],

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.constants import JOULE_PER_KEV
 from pipeline.dose_rate import AIR_BELOW_G_PER_CM3, HOUR_S, lattice_offset, require_computable
 from pipeline.errors import InputRejected
 from pipeline.lattice import recut
@@ -42,7 +43,6 @@ from pipeline.volume import Volume
 
 __all__ = ["Limits", "RegionUncertainty", "Simulation", "StopReason", "simulate"]
 
-JOULE_PER_KEV = 1.602176634e-16
 MGY_PER_GY = 1e3
 GRAM_PER_KG = 1e3
 CHECKPOINT_EVERY_S = 60.0

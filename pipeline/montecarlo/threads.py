@@ -4,7 +4,6 @@ interpreter.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cores import available_cores
 from pipeline.montecarlo.bank import new_bank
 from pipeline.montecarlo.batches import Estimate, Region
 from pipeline.montecarlo.electron_tables import ElectronTables
@@ -133,8 +133,3 @@ class ThreadRunner:
 def sensible_threads(voxels: int) -> int:
     """All cores that may be used; fewer where their tallies would take more than `MOST_TALLIES_GB`."""
     return max(1, min(available_cores(), int(MOST_TALLIES_GB * 1e9 / (8 * voxels))))
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gamma, loggamma
 
+from pipeline.constants import ELECTRON_REST_KEV, FINE_STRUCTURE
+
 Float64 = NDArray[np.float64]
-FINE_STRUCTURE = 1 / 137.035999084
-ELECTRON_KEV = 510.99895
 COMPTON_FM = 386.15926796
 
 
@@ -37,7 +37,7 @@ def spectrum(
 
 
 def _shape(z: int, mass_number: int, end_kev: float, energy_kev: Float64, unique: bool) -> Float64:
-    w, w_end = 1 + np.maximum(energy_kev, 1e-3) / ELECTRON_KEV, 1 + end_kev / ELECTRON_KEV
+    w, w_end = 1 + np.maximum(energy_kev, 1e-3) / ELECTRON_REST_KEV, 1 + end_kev / ELECTRON_REST_KEV
     radius = 1.2 * mass_number ** (1 / 3) / COMPTON_FM
     shifted = w - 1.13 * FINE_STRUCTURE**2 * z ** (4 / 3)
     # Below the screening potential the shift has no meaning; there the unscreened function is kept.

@@ -36,11 +36,11 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.special import loggamma, spherical_jn, spherical_yn
 
+from pipeline.constants import ELECTRON_REST_KEV, FINE_STRUCTURE
+
 Float64 = NDArray[np.float64]
 Complex = NDArray[np.complex128]
 
-FINE_STRUCTURE = 1 / 137.035999084
-ELECTRON_KEV = 510.99895
 COMPTON_CM = 3.8615926796e-11  # ħ/mc
 PARTIAL_WAVES_TO_KEV = 200.0
 ENERGIES_KEV = np.geomspace(1.0, 3000.0, 41)
@@ -142,12 +142,12 @@ def mott_ratio(z: int, energy_kev: float, sine_squared: Float64, waves: int = 15
 
 
 def _kinematics(energy_kev: float) -> tuple[float, float]:
-    total = 1 + energy_kev / ELECTRON_KEV
+    total = 1 + energy_kev / ELECTRON_REST_KEV
     return total, math.sqrt(total * total - 1)
 
 
 def _rutherford_scale(energy_kev: Float64) -> Float64:
-    tau = energy_kev / ELECTRON_KEV
+    tau = energy_kev / ELECTRON_REST_KEV
     return np.asarray((tau * (tau + 2) / (tau + 1)) ** 2 * 1e24)
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from pipeline.constants import AVOGADRO
 from pipeline.montecarlo import energy
 from pipeline.montecarlo.build import elastic, electrons, photons
 from pipeline.montecarlo.data import MEDIUM_COLUMNS, SCATTERING_COLUMNS
 from pipeline.montecarlo.materials import ATOMIC_WEIGHT, MATERIALS, Material
-
-AVOGADRO = 6.02214076e23
 
 Transport = dict[int, tuple[electrons.Float64, electrons.Float64]]
 

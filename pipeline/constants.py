@@ -1,0 +1,6 @@
+"""Physical constants, CODATA 2018. Those of 2019's SI (joule, mole) are exact."""
+
+JOULE_PER_KEV = 1.602176634e-16
+AVOGADRO = 6.02214076e23
+ELECTRON_REST_KEV = 510.99895
+FINE_STRUCTURE = 1 / 137.035999084
