@@ -152,9 +152,8 @@ def compute_dosimetry(
     apart = [] if found.apart is None else [found.apart]
     box = _enclosing([crop_box(mask) for mask in (body, *apart, *drawn)])
     masks = [body[box], field[box], *(mask[box] for mask in drawn)]
-    # Only what is reported is computed: the density's grid tells an engine where. Monte Carlo looks beyond.
-    whole = density if "mc" in settings.engines else None
-    density = density.boxed(box)
+    # Only what is reported is computed: the density's grid tells an engine where. What lies around it counts.
+    whole, density = density, density.boxed(box)
     maps = _maps(
         _request(activity, density, whole, spect, _asked(rois, masks), _beside(masks), settings),
         settings.engines,
@@ -173,7 +172,7 @@ def compute_dosimetry(
 def _request(
     activity: Volume,
     density: Volume,
-    whole: Volume | None,
+    whole: Volume,
     spect: SpectImage,
     asked: dict[str, Mask],
     beside: dict[str, Mask],

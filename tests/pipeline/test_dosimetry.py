@@ -697,6 +697,17 @@ def test_an_engine_may_look_beyond_the_body(requests: list[DoseRequest]) -> None
     assert asked.density.grid.shape == found.density.grid.shape == (30, 30, 30)
 
 
+def test_an_engines_numbers_do_not_depend_on_those_beside_it(requests: list[DoseRequest]) -> None:
+    """What lies around the result's box counts for electrons on rays, whoever else is asked."""
+    local = replace(BOTH, heterogeneity="local_transport")
+    hu, spect = block(margin=5), voxel_source((15, 4, 20), 3.0)  # in the air beside the body
+    both = computed(spect, hu, settings=local)
+    alone = computed(spect, hu, settings=replace(local, engines=("dvk",)))
+    assert alone.maps[0].engine == both.maps[0].engine == "dvk"
+    assert alone.maps[0].volume.array.any()
+    np.testing.assert_array_equal(alone.maps[0].volume.array, both.maps[0].volume.array)
+
+
 def test_the_settings_of_the_engines_reach_them(requests: list[DoseRequest], tmp_path: Path) -> None:
     wanted = MonteCarloSettings(0.01, 60.0, 3, tmp_path / "left")
     settings = replace(BOTH, kernel_cache=tmp_path, montecarlo=wanted)
