@@ -94,6 +94,9 @@ def test_activity_is_conserved_onto_finer_and_coarser_lattices(degrees: float, s
     about=st.integers(0, 2),
 )
 @example(centre=(48.0, 59.0, 0.0), degrees=16.0, about=2)
+@example(centre=(53.0, 0.0, 50.0), degrees=19.125, about=1)
+@example(centre=(29.73, 23.57, 54.9), degrees=-18.47, about=0)
+@example(centre=(-66.53, -17.88, 5.59), degrees=-2.55, about=0)
 def test_the_common_volume_keeps_its_activity_wherever_the_ct_cuts_it(
     centre: tuple[float, float, float], degrees: float, about: int
 ) -> None:
