@@ -33,6 +33,10 @@ class Kidney:
     medulla: Field
     pelvis: Field
 
+    def inside(self, room: Field) -> Kidney:
+        """The part of it inside another surface."""
+        return Kidney(within(self.whole, room), within(self.medulla, room), within(self.pelvis, room))
+
 
 @dataclass(frozen=True)
 class OrganVolumes:
@@ -51,6 +55,18 @@ class OrganVolumes:
             spleen=float(np.clip(rng.normal(205, 30), 140, 280)),
             right_kidney=float(np.clip(rng.normal(150, 12), 120, 180)),
             left_kidney=float(np.clip(rng.normal(156, 12), 125, 190)),
+        )
+
+    @classmethod
+    def varied(cls, rng: np.random.Generator, size: float) -> OrganVolumes:
+        """From small and atrophic to enlarged. size: the trunk's volume over the reference's."""
+        kidney = 152 * size**0.5 * np.exp(rng.normal(0, 0.18))
+        apart = np.exp(rng.normal(0, 0.06))
+        return cls(
+            liver=float(np.clip(1720 * size**0.6 * np.exp(rng.normal(0, 0.16)), 1050, 2500)),
+            spleen=float(np.clip(200 * np.exp(rng.normal(0, 0.4)), 85, 470)),
+            right_kidney=float(np.clip(kidney / apart, 85, 250)),
+            left_kidney=float(np.clip(kidney * apart, 85, 250)),
         )
 
 

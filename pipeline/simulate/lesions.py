@@ -1,14 +1,20 @@
-"""Lesions: balls with uneven surfaces, in the liver and elsewhere, one of them with a necrotic core."""
+"""Lesions: balls with uneven surfaces, some with a necrotic core.
+
+`draw_lesions` gives the reference patient its eight; `scattered` gives any patient between none and 15 of
+6 to 70 mm at the sites of its anatomy. A lesion's uptake is its contrast times the uptake of its site; the
+site of a lesion outside the liver names normal liver's uptake there, as the Krenning scale grades lesions.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pipeline.simulate.fields import Field, smooth_field
-from pipeline.simulate.shapes import Points, ellipsoid
-from pipeline.volume import Triple
+from pipeline.simulate.fields import Field, sample, smooth_field
+from pipeline.simulate.shapes import Points, cropped, ellipsoid, within
+from pipeline.simulate.tissue import LESION_HU
+from pipeline.volume import Grid, Triple
 
 # Diameters in the liver, mm: from the size of a voxel of SPECT's resolution to a dominant metastasis.
 _LIVER_DIAMETERS_MM = (54.0, 36.0, 28.0, 21.0, 15.0)
@@ -19,7 +25,8 @@ _NECROTIC_FROM_MM = 45.0
 class Lesion:
     """name: where it sits. diameter_mm: of the ball it was made from. uptake: Bq/mL of viable tumour.
 
-    label: its code in the label image. necrotic: whether its core is cold.
+    label: its code in the label image. necrotic: whether its core is cold. volume_ml: with its core.
+    contrast: uptake over that of its site (module docstring); 0 where none was asked for.
     """
 
     name: str
@@ -27,15 +34,41 @@ class Lesion:
     diameter_mm: float
     uptake: float
     necrotic: bool
+    volume_ml: float = 0.0
+    contrast: float = 0.0
 
 
 @dataclass(frozen=True)
 class LesionShape:
-    """A lesion and its surfaces on the whole lattice; `core` is None where it is not necrotic."""
+    """A lesion and its surfaces on the whole lattice; `core` is None where it is not necrotic.
+
+    hu: CT number of viable tumour. core_uptake: Bq/mL. texture: as `Tissue.texture`. edge_mm: as `Layer`'s.
+    """
 
     lesion: Lesion
     surface: Field
     core: Field | None
+    hu: float = LESION_HU
+    core_uptake: float = 0.1e6
+    texture: float = 0.2
+    edge_mm: float | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where lesions grow.
+
+    name: as in `Lesion`. organ: distance to its surface on the lattice, reference mm. background: the
+    uptake that contrast refers to, Bq/mL. hu: mean CT number of a lesion there. share: of the patient's
+    lesions. buried: the part of its radius that a lesion's centre lies below the organ's surface.
+    """
+
+    name: str
+    organ: Field
+    background: float
+    hu: float = LESION_HU
+    share: float = 1.0
+    buried: float = 0.7
 
 
 def _ball(p: Points, centre: Triple, radius: float, rng: np.random.Generator, spacing_mm: float) -> Field:
@@ -93,3 +126,121 @@ def draw_lesions(p: Points, liver: Field, rng: np.random.Generator, spacing_mm: 
         moved = (centre[0] + jitter[0], centre[1] + jitter[1], centre[2] + jitter[2])
         shapes.append(_shape(p, name, len(shapes), moved, diameter, rng, spacing_mm))
     return shapes
+
+
+_MOST = 15
+_DIAMETERS_MM = (6.0, 70.0)
+_CONTRASTS = (1.5, 12.0)
+_MAY_BE_NECROTIC_FROM_MM = 25.0
+_GAP_MM = 3.0  # between two lesions
+_SMALLEST_ML = 0.06  # half a ball of 6 mm: bumps have eaten the rest
+_FINE = 3  # points along an edge of a lattice cell, where volumes are counted
+
+
+def _diameters(rng: np.random.Generator) -> list[float]:
+    """Largest first: it needs the room. Log-normal about 24 mm (7 mL): three in four are above 2 mL."""
+    count = int(np.clip(np.rint(rng.normal(8, 2.8)), 0, _MOST))
+    drawn = np.exp(rng.normal(np.log(24), 0.5, count))
+    return sorted(np.clip(drawn, *_DIAMETERS_MM).tolist(), reverse=True)
+
+
+def scattered(
+    p: Points, sites: list[Site], body: Field, rng: np.random.Generator, scale: float, spacing_mm: float
+) -> list[LesionShape]:
+    """Lesions at random places of `sites`, clear of each other and inside `body`.
+
+    p: coordinates on the lattice, reference mm. body: distance to the surface that holds every lesion.
+    scale: patient mm for a reference mm. spacing_mm: of the lattice, patient mm. A lesion that finds no
+    room becomes smaller until it does, and is left out below 6 mm.
+    """
+    shapes: list[LesionShape] = []
+    room = np.full(body.shape, 99.0, dtype=np.float32)
+    shares = np.array([site.share for site in sites]) / sum(site.share for site in sites)
+    for diameter in _diameters(rng):
+        site = sites[int(rng.choice(len(sites), p=shares))]
+        placed = _found(site, room, diameter / scale, rng)
+        if placed is None or placed[1] * scale < _DIAMETERS_MM[0]:
+            continue
+        shape = _grown(p, site, placed[0], placed[1], rng, (len(shapes), scale, spacing_mm))
+        inside = within(shape.surface, body)
+        volume = _volume_ml(inside * np.float32(scale), spacing_mm)
+        if volume < _SMALLEST_ML:
+            continue
+        room = np.minimum(room, inside)
+        shapes.append(replace(shape, surface=inside, lesion=replace(shape.lesion, volume_ml=volume)))
+    return shapes
+
+
+def _volume_ml(distance: Field, spacing_mm: float) -> float:
+    """Of the inside of a surface given on the lattice, counted on a finer one."""
+    field = cropped(distance, spacing_mm).distance
+    lattice = Grid((field.shape[0], field.shape[1], field.shape[2]), (0.0, 0.0, 0.0), (spacing_mm,) * 3)
+    nz, ny, nx = (_FINE * (n - 1) + 1 for n in field.shape)
+    fine = Grid((nz, ny, nx), (0.0, 0.0, 0.0), (spacing_mm / _FINE,) * 3)
+    return float((sample(field, lattice, fine) < 0).sum()) * fine.voxel_volume_ml
+
+
+def _found(
+    site: Site, room: Field, diameter: float, rng: np.random.Generator
+) -> tuple[tuple[int, int, int], float] | None:
+    """The lattice index of a lesion's centre and the diameter (reference mm) that fits there."""
+    for _ in range(8):
+        radius = diameter / 2
+        candidates = np.flatnonzero((site.organ < -site.buried * radius) & (room > radius * 1.15 + _GAP_MM))
+        if candidates.size:
+            z, y, x = np.unravel_index(int(rng.choice(candidates)), room.shape)
+            return (int(z), int(y), int(x)), diameter
+        diameter *= 0.8
+    return None
+
+
+def _grown(
+    p: Points,
+    site: Site,
+    centre: tuple[int, int, int],
+    diameter: float,
+    rng: np.random.Generator,
+    where: tuple[int, float, float],
+) -> LesionShape:
+    """A lesion of `diameter` (reference mm) about a point of the lattice; where: (index, scale, spacing)."""
+    index, scale, spacing_mm = where
+    lattice_mm = spacing_mm / scale
+    reach = int(np.ceil((diameter * 0.75 + 12) / lattice_mm))
+    box = tuple(slice(max(c - reach, 0), c + reach + 1) for c in centre)
+    local = Points(*(np.broadcast_to(c, site.organ.shape)[box] for c in p))
+    middle = tuple(float(np.broadcast_to(c, site.organ.shape)[centre]) for c in p)
+    whole = _uneven(local, (middle[0], middle[1], middle[2]), diameter / 2, rng, lattice_mm)
+    necrotic = diameter * scale >= _MAY_BE_NECROTIC_FROM_MM and bool(rng.random() < 0.5)
+    core = None
+    if necrotic:
+        off = rng.normal(0, 0.05 * diameter, 3)
+        heart = (middle[0] + off[0], middle[1] + off[1], middle[2] + off[2])
+        core = _uneven(local, heart, diameter * float(rng.uniform(0.2, 0.33)), rng, lattice_mm)
+        core = within(core, whole + np.float32(0.1 * diameter))
+    contrast = float(np.clip(np.exp(rng.normal(np.log(5.0), 0.55)), *_CONTRASTS))
+    uptake = contrast * site.background
+    return LesionShape(
+        Lesion(site.name, 100 + index, diameter * scale, uptake, necrotic, contrast=contrast),
+        _on_lattice(whole, box, site.organ.shape),
+        None if core is None else _on_lattice(core, box, site.organ.shape),
+        hu=float(site.hu + rng.normal(0, 6)),
+        core_uptake=uptake * float(rng.uniform(0.03, 0.2)),
+        texture=float(np.exp(rng.uniform(np.log(0.05), np.log(0.4)))),
+        edge_mm=float(rng.uniform(0, 3)),
+    )
+
+
+def _uneven(p: Points, centre: Triple, radius: float, rng: np.random.Generator, lattice_mm: float) -> Field:
+    """A lump: an ellipsoid of random axes, its surface moved by up to a fifth of its radius."""
+    stretch = rng.uniform(0.78, 1.25, 3)
+    rx, ry, rz = (radius * stretch / np.cbrt(stretch.prod())).tolist()
+    length = max(radius * float(rng.uniform(0.6, 1.4)), 4 * lattice_mm)
+    bumps = smooth_field(rng, p.x.shape, lattice_mm, length)
+    depth = np.float32(radius * rng.uniform(0.05, 0.2))
+    return np.asarray(ellipsoid(p, centre, (rx, ry, rz)) + depth * bumps, dtype=np.float32)
+
+
+def _on_lattice(distance: Field, box: tuple[slice, ...], shape: tuple[int, ...]) -> Field:
+    whole = np.full(shape, 99.0, dtype=np.float32)
+    whole[box] = distance
+    return whole

@@ -126,12 +126,20 @@ def tube(p: Points, curve: NDArray[np.float64], radius: ArrayLike) -> Field:
     return result
 
 
+def _rounding(a: AnyField, b: AnyField, blend_mm: float) -> Field:
+    """How far a rounded seam lies from the sharp one: h² blend / 4 with h = 1 - |a - b| / blend."""
+    h = np.abs(a - b)
+    np.subtract(blend_mm, h, out=h)
+    np.maximum(h, 0, out=h)
+    h *= h
+    h *= 1 / (4 * blend_mm)
+    return np.asarray(h)
+
+
 def union(a: AnyField, b: AnyField, blend_mm: float = 0.0) -> Field:
     """Both; with `blend_mm` the seam is rounded."""
-    if blend_mm == 0:
-        return np.asarray(np.minimum(a, b), dtype=np.float32)
-    h = np.maximum(blend_mm - np.abs(a - b), 0) / blend_mm
-    return np.asarray(np.minimum(a, b) - h * h * blend_mm / 4, dtype=np.float32)
+    both = np.minimum(a, b)
+    return np.asarray(both if blend_mm == 0 else both - _rounding(a, b, blend_mm), dtype=np.float32)
 
 
 def both_sides(shape: Callable[[int], AnyField]) -> Field:
@@ -141,7 +149,8 @@ def both_sides(shape: Callable[[int], AnyField]) -> Field:
 
 def within(a: AnyField, b: AnyField, blend_mm: float = 0.0) -> Field:
     """The part of `a` inside `b`."""
-    return -union(-a, -b, blend_mm)
+    part = np.maximum(a, b)
+    return np.asarray(part if blend_mm == 0 else part + _rounding(a, b, blend_mm), dtype=np.float32)
 
 
 def without(a: AnyField, b: AnyField, blend_mm: float = 0.0) -> Field:

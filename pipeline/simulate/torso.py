@@ -111,19 +111,28 @@ def _wall_thickness(p: Points) -> Field:
     return np.asarray(11.5 + 12 * back - front * seams, dtype=np.float32)
 
 
-def body_wall(p: Points, fat_mm: float, spacing_mm: float) -> Wall:
-    """The trunk; fat_mm: thickness of the fat under the skin at the belly, reference mm."""
+def body_wall(
+    p: Points, fat_mm: float, spacing_mm: float, outward_mm: float = 0.0, dome: Points | None = None
+) -> Wall:
+    """The trunk; fat_mm: thickness of the fat under the skin at the belly, reference mm.
+
+    outward_mm: how much of it lies outside the reference's outline (negative: the skin lies inside).
+    dome: the diaphragm's own coordinates where it is not at the reference's place.
+    """
     levels = [-260, -190, -120, -50, 40, 140, 260]
     half_width = np.interp(p.z, levels, [172, 174, 166, 158, 160, 165, 168])
     half_depth = np.interp(p.z, levels, [106, 106, 106, 107, 109, 112, 108])
-    skin = _trunk(p, half_width.astype(np.float32), half_depth.astype(np.float32), spacing_mm)
+    outline = _trunk(p, half_width.astype(np.float32), half_depth.astype(np.float32), spacing_mm)
     flank = np.clip(np.abs(p.x) / 150, 0, 1) ** 2
     chest = np.clip((p.z - 20) / 100, 0, 1)
-    muscle = skin + fat_mm * (1 + 0.5 * flank) * (1 - 0.45 * chest)
+    profile = (1 + 0.5 * flank) * (1 - 0.45 * chest)
+    muscle = outline + (fat_mm - outward_mm) * profile
+    skin = (outline - outward_mm * profile).astype(np.float32) if outward_mm else outline
     cavity = muscle + _wall_thickness(p)
     erectors = both_sides(lambda s: column(p, (s * 30, spine_y(p.z) + 44), (34, 22)))
     cage = without(muscle + 9, erectors, 8)
-    return Wall(skin, muscle.astype(np.float32), cavity.astype(np.float32), cage, _diaphragm(p, spacing_mm))
+    diaphragm = _diaphragm(p if dome is None else dome, spacing_mm)
+    return Wall(skin, muscle.astype(np.float32), cavity.astype(np.float32), cage, diaphragm)
 
 
 def back_muscles(p: Points) -> Field:
