@@ -35,9 +35,10 @@ from dicomnode.findings import (
 from dicomnode.job import Job, Outcome
 from dicomnode.records import NewResult, NewRun
 from pipeline.acquisition import Administration
+from pipeline.camera import UNLISTED, camera_of
 from pipeline.ct import read_ct
 from pipeline.dataset import read_header, read_object
-from pipeline.dose_rate import DoseRate, MonteCarloSettings
+from pipeline.dose_rate import DoseRate, MonteCarloSettings, NetworkSettings
 from pipeline.dose_report import administered
 from pipeline.dosimetry import Dosimetry, DosimetrySettings, Region, compute_dosimetry
 from pipeline.registration import registration
@@ -84,6 +85,15 @@ ALGORITHMS = {
         {"": "medium and density of every voxel from the CT; 0 below 0.1 g/cm3"},
         (STATISTICS,),
         "physics and decay data",
+    ),
+    "cnn": Algorithm(
+        "DVK with DblurDoseNet",
+        {
+            "": "density scaling 1.04/rho of the soft-tissue dose, corrected by the network, which sees the "
+            "density; 0 at and below 0.1 g/cm3"
+        },
+        ("zero_below_g_per_cm3=0.1", "kernel=PENELOPE soft tissue 1.04 g/cm3", STATISTICS),
+        "kernel",
     ),
 }
 
@@ -132,7 +142,7 @@ def perform(job: Job, progress: Progress = lambda _what, _part: None) -> Outcome
         spect,
         rois.found,
         given,
-        _settings(job),
+        _settings(job, _network(job.config, read_header(spect_paths[0]))),
         lambda what, part: steps(what, 0.15 + 0.55 * part),
     )
     del hu
@@ -156,16 +166,26 @@ def encoding_settings(config: Config) -> EncodingSettings:
 
 
 def _drawn(dosimetry: Dosimetry) -> Iterator[str]:
-    """What the UIDs of numbers that chance had a part in must also depend on: the numbers themselves.
+    """What the UIDs must also depend on, beside inputs and settings.
 
-    The same inputs and settings then give others: when a run ends depends on the machine's speed.
+    Of numbers that chance had a part in: the numbers themselves, since when a run ends depends on the
+    machine's speed. Of a network: its weights, since the configuration names them, and a folder may change.
     """
     for map_ in dosimetry.maps:
+        if map_.weights is not None:
+            yield f"{map_.engine} {map_.weights.sha256}"
         if map_.uncertainty is not None:
             yield f"{map_.engine} {hashlib.sha256(map_.volume.array.tobytes()).hexdigest()}"
 
 
-def _settings(job: Job) -> DosimetrySettings:
+def _network(config: Config, spect: Dataset) -> NetworkSettings:
+    """The weights that are approved for the camera that made the SPECT."""
+    camera = camera_of(spect, config.camera)
+    name = "of this SPECT, which is not listed" if camera is UNLISTED else repr(camera.name)
+    return NetworkSettings(camera.cnn_weights, camera.resolution_fwhm_mm, name, config.network.precision)
+
+
+def _settings(job: Job, network: NetworkSettings) -> DosimetrySettings:
     dose, montecarlo = job.config.dose, job.config.montecarlo
     return DosimetrySettings(
         curve=job.config.density.curve,
@@ -182,6 +202,7 @@ def _settings(job: Job) -> DosimetrySettings:
             seed=montecarlo.seed,
             checkpoint=job.checkpoint,
         ),
+        network=network,
     )
 
 
@@ -246,6 +267,7 @@ def _engine_map(map_: DoseRate, config: Config) -> EngineMap:
         uncertainty=map_.uncertainty,
         device=map_.device,
         data_name=algorithm.data_name,
+        weights=map_.weights,
     )
 
 
@@ -304,6 +326,7 @@ def _new_run(findings: Findings, dosimetry: Dosimetry, seconds: dict[str, float]
         "activity_outside_ct_mbq": dosimetry.resampling.outside_ct_mbq,
         "resampling_difference": dosimetry.resampling.common_difference,
         "notes": findings.notes,
+        "flags": dosimetry.flags,
         "uncertainty": {
             map_.engine: [str(region) for region in map_.regions] for map_ in dosimetry.maps if map_.regions
         },
@@ -314,6 +337,6 @@ def _new_run(findings: Findings, dosimetry: Dosimetry, seconds: dict[str, float]
         config_sha256=provenance.config_sha256,
         calibration_sha256=provenance.calibration_sha256 or "",
         kernel_sha256=" ".join(map_.kernel_sha256 for map_ in dosimetry.maps),
-        weights_sha256=provenance.weights_sha256 or "",
+        weights_sha256=" ".join(m.weights.sha256 for m in findings.maps if m.weights is not None),
         details_json=json.dumps(details),
     )

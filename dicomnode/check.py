@@ -22,8 +22,10 @@ from dicomnode.lock import is_held
 from dicomnode.send import echo
 from pipeline.convolve import has_cuda_driver
 from pipeline.decay import NUCLIDES
+from pipeline.dose_rate import NetworkSettings
 from pipeline.errors import PipelineError
 from pipeline.kernels import REACH_MM, radial_kernel
+from pipeline.network import manifest_of, unfit
 
 FOLDERS = ("spool", "quarantine", "results")
 Level = Literal["ok", "warning", "problem"]
@@ -44,8 +46,9 @@ def check(config: Config, *, network: bool) -> Iterator[Finding]:
     yield from _data_dir(config)
     yield from _kernels()
     yield from _intentions(config)
-    if "dvk" in config.dose.engines:
+    if {"dvk", "cnn"} & set(config.dose.engines):
         yield from _device(config)
+    yield from _weights(config)
     if "mc" in config.dose.engines:
         yield from _montecarlo(config)
     if network:
@@ -142,6 +145,41 @@ def _montecarlo(config: Config) -> Iterator[Finding]:
     else:
         on = "CPU" if missing is not None or config.dose.device == "cpu" else "CUDA"
         yield Finding("ok", "[dose] device", f"Monte Carlo on {on}")
+
+
+def _weights(config: Config) -> Iterator[Finding]:
+    """The network's weights of each camera are there, unaltered, and for its resolution."""
+    wanted = "cnn" in config.dose.engines
+    approved = [camera for camera in config.camera if camera.cnn_weights]
+    if wanted and not approved:
+        text = "no [[camera]] has cnn_weights: engine cnn leaves every case to dvk"
+        remedy = "Approve weights for a camera, or take cnn out of [dose] engines"
+        yield Finding("warning", "engine cnn", text, remedy)
+    if wanted:
+        yield from _network_runs()
+    for camera in approved:
+        subject = f'[[camera]] "{camera.name}"'
+        try:
+            manifest = manifest_of(camera.cnn_weights)
+        except (PipelineError, OSError) as error:
+            remedy = str(getattr(error, "remedy", ""))
+            yield Finding("problem", f"{subject} cnn_weights", str(getattr(error, "reason", error)), remedy)
+            continue
+        settings = NetworkSettings(camera.cnn_weights, camera.resolution_fwhm_mm, camera.name)
+        reason = unfit(manifest, settings, manifest.nuclide)
+        if reason:
+            remedy = "Name weights that are made for this resolution, or none"
+            yield Finding("problem", f"{subject} resolution_fwhm_mm", reason, remedy)
+        else:
+            text = f"{manifest.name} {manifest.version} for {manifest.nuclide}, {manifest.sha256[:12]}"
+            yield Finding("ok", f"{subject} cnn_weights", text)
+
+
+def _network_runs() -> Iterator[Finding]:
+    missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = "Install dicomnode[gpu] (without a GPU torch's CPU build), or take cnn out of [dose] engines"
+        yield Finding("problem", "engine cnn", f"{' and '.join(missing)} not installed", remedy)
 
 
 def _cuda_answers() -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Callable
@@ -231,6 +232,8 @@ class Computer:
             log.warning("case %d: results came too late and were dropped", attempt.case_id)
         else:
             log.info("case %d: %d results are encoded", attempt.case_id, len(relative))
+            for flag in json.loads(new_run.details_json).get("flags", ()):
+                log.warning("case %d: %s", attempt.case_id, flag)
             _remove_checkpoints(self._case_folder(attempt.case_id))
 
     def _failed(self, attempt: Attempt, reason: str, remedy: str, now: float) -> None:

@@ -30,7 +30,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Millimetres = Annotated[float, Field(gt=0, le=20)]
 Right = Literal["echo", "store"]
-Engine = Literal["dvk", "mc"]
+Engine = Literal["dvk", "mc", "cnn"]
 
 # Reading, resampling, compiling and encoding need their part of an attempt's time.
 LARGEST_SHARE_OF_TIMEOUT = 0.75
@@ -169,6 +169,14 @@ class MonteCarlo(Section):
         return value
 
 
+class Network(Section):
+    """[network]: how engine cnn runs; which weights it may use stands in each [[camera]]."""
+
+    precision: Literal["exact", "fast"] = Field(
+        "exact", description="fast: fewer digits, and the results say so"
+    )
+
+
 class Encode(Section):
     """[encode]: how the results are written."""
 
@@ -222,6 +230,7 @@ class Config(Section):
     density: Density = Density()
     dose: Dose = Dose()
     montecarlo: MonteCarlo = MonteCarlo()
+    network: Network = Network()
     encode: Encode = Encode()
     deliver: Deliver = Deliver()
     notify: Notify = Notify()

@@ -73,6 +73,10 @@ Explicit VR little endian, each the only instance of its series, in the patient 
 | standard uncertainty (k=1) of engine mc's voxels, mGy/h | Parametric Map | `[montecarlo] uncertainty_map` |
 | report, TID 1500 | Comprehensive 3D SR or Enhanced SR | always, last |
 
+Of engine cnn, RT Dose (Image Comments) and report carry name, version and SHA-256 of the network's weights,
+and what a reader must know of them: why dvk stands in their place, or that a result differs from DVK more
+than their evaluation saw.
+
 The uncertainty map names its RT Dose in Referenced Instance Sequence. DoseType ERROR is not used: it means
 the difference of desired and planned dose (PS3.3 C.8.8.3).
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from pipeline.decay import Nuclide
-from pipeline.dose_rate import RegionUncertainty
+from pipeline.dose_rate import RegionUncertainty, WeightsUsed
 from pipeline.errors import InputRejected
 from pipeline.histogram import RegionKind, RoiStatistics
 from pipeline.volume import Volume
@@ -64,7 +64,6 @@ class Provenance:
     config_sha256: str
     calibration_text: str
     calibration_sha256: str | None = None
-    weights_sha256: str | None = None
 
     def described(self) -> Iterator[tuple[str, str]]:
         """(what, value) pairs in the order in which a person reads them."""
@@ -73,8 +72,6 @@ class Provenance:
         yield "SHA-256 of the configuration", self.config_sha256
         if self.calibration_sha256:
             yield "SHA-256 of the calibration", self.calibration_sha256
-        if self.weights_sha256:
-            yield "SHA-256 of the network weights", self.weights_sha256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +86,7 @@ class EngineMap:
     uncertainty: mGy/h, one standard deviation of each voxel; of an engine with statistics.
     device: what it was computed on.
     data_name: what `kernel_sha256` is the hash of, in words.
+    weights: of an engine with a network.
     """
 
     engine: str
@@ -103,11 +101,15 @@ class EngineMap:
     uncertainty: Volume | None = None
     device: str = "cpu"
     data_name: str = "kernel"
+    weights: WeightsUsed | None = None
 
     def described(self) -> Iterator[tuple[str, str]]:
         """(what, value) pairs of where this map came from."""
         yield "Computed on", self.device
         yield f"SHA-256 of the {self.data_name}", self.kernel_sha256
+        if self.weights is not None:
+            yield "Network weights", f"{self.weights.name}, version {self.weights.version}"
+            yield "SHA-256 of the network weights", self.weights.sha256
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9]{1,8}", self.engine):

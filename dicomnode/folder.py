@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -44,6 +45,8 @@ def compute_folder(folder: Path, out: Path, config: Config, console: Console) ->
         outcome = perform(job, lambda what, part: _advance(bar, task, what, part))
     report = next(r for r in outcome.results if r.kind == "SR")
     console.print(report_table(dcmread(report.path)), crop=False)
+    for flag in json.loads(outcome.inputs_free_run.details_json).get("flags", ()):
+        console.print(flag, style="yellow", highlight=False)
     for result in outcome.results:
         console.print(f"{result.kind:11} {result.path}", highlight=False)
     return outcome

@@ -146,8 +146,11 @@ def _results(ledger: Ledger, case: Case) -> Iterator[RenderableType]:
         yield Text(
             f"\nrun {run.id} of {_at(run.created_at)}, software {run.new.software_version}{predecessor}"
         )
-        for engine, regions in json.loads(run.new.details_json or "{}").get("uncertainty", {}).items():
+        details = json.loads(run.new.details_json or "{}")
+        for engine, regions in details.get("uncertainty", {}).items():
             yield Text(f"{engine} uncertainty (k=1): {'; '.join(regions)}")
+        for flag in details.get("flags", ()):
+            yield Text(flag, style="yellow")
         table = Table("object", "engine", _whole("SOP Instance UID"), _whole("file"), "delivered", box=None)
         to: dict[int, list[str]] = {}
         for result, delivery in ledger.deliveries(run.id):

@@ -307,6 +307,10 @@ def _provenance(findings: Findings) -> Iterator[ContentItem]:
             f"on {engine_map.device}, {engine_map.data_name} {engine_map.kernel_sha256}; "
             f"{engine_map.heterogeneity}",
         )
+        if engine_map.weights is not None:
+            used = engine_map.weights
+            text = f"network weights {used.name}, version {used.version}, SHA-256 {used.sha256}"
+            yield _text(v.PROVENANCE, f"{engine_map.engine.upper()}: {text}")
 
 
 def _notes(findings: Findings) -> Iterator[ContentItem]:

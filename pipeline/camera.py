@@ -132,6 +132,9 @@ class Camera:
         counts are not activity.
     nuclide: assumed when the image names none; empty: such an image is refused.
     calibrations: counts to activity; exactly one may apply to an image.
+    cnn_weights: the network's weights that a physicist approved for this camera, the name of shipped ones or
+        a folder; empty: none, and engine cnn leaves its images to dvk.
+    resolution_fwhm_mm: of its SPECT at 10 cm from the collimator, for which the weights must hold.
     """
 
     name: str
@@ -141,6 +144,8 @@ class Camera:
     require_corrected: tuple[str, ...] = ("ATTN", "SCAT")
     nuclide: str = ""
     calibrations: tuple[Calibration, ...] = field(default=())
+    cnn_weights: str = ""
+    resolution_fwhm_mm: float | None = None
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (pydantic reads it from the class)
 
@@ -151,6 +156,13 @@ class Camera:
             raise ValueError(f"match knows {', '.join(IDENTIFYING)}, and was given {given}")
         if self.nuclide:
             _known_nuclide(self.nuclide)
+        width = self.resolution_fwhm_mm
+        if width is not None and not (math.isfinite(width) and width > 0):
+            raise ValueError(f"resolution_fwhm_mm must be above 0, not {width}")
+        if self.cnn_weights and width is None:
+            raise ValueError(
+                "cnn_weights needs resolution_fwhm_mm, the measured resolution that they must hold for"
+            )
 
     def recognises(self, image: Dataset) -> bool:
         """Whether the image comes from this camera."""

@@ -31,6 +31,7 @@ LATTICE_TOLERANCE_VOXELS = 0.01
 Progress = Callable[[str, float], None]
 Mask = NDArray[np.bool_]
 Heterogeneity = Literal["density_scaling", "local_transport"]
+Precision = Literal["exact", "fast"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,30 @@ class MonteCarloSettings:
     checkpoint: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """Which network engine `cnn` runs, and how.
+
+    weights: name of shipped weights or a folder of one's own; ``""``: none are approved.
+    resolution_fwhm_mm: of the SPECT that they are to correct; None: not known, and not compared.
+    camera: what messages call it. precision: ``fast`` computes with fewer digits on a GPU.
+    """
+
+    weights: str = ""
+    resolution_fwhm_mm: float | None = None
+    camera: str = ""
+    precision: Precision = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsUsed:
+    """The network's weights that a map came from. sha256: of their file, hexadecimal."""
+
+    name: str
+    version: str
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class DoseRequest:
     """What an engine computes.
@@ -61,6 +86,8 @@ class DoseRequest:
     device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
     heterogeneity, kernel_cache: of DVK; see `pipeline/dvk.py`. kernel_cache: a folder that need not be
         there yet; None: kernels are integrated anew.
+    network: of the engine `cnn`; None for the others. image: for it, the activity on the image's own grid,
+        Bq/mL, where that is known: it need not be seen through the voxels of the density.
     """
 
     activity: Volume
@@ -73,6 +100,8 @@ class DoseRequest:
     kernel_cache: Path | None = None
     montecarlo: MonteCarloSettings = field(default_factory=MonteCarloSettings)
     surroundings: Volume | None = None
+    network: NetworkSettings | None = None
+    image: Volume | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +132,8 @@ class DoseRate:
         engine without statistics.
     parameters: ``name=value``, what else the result depends on.
     notes: what a reader of the result should know.
+    flags: those of the notes that a person must not overlook: the log tells them as well.
+    weights: of a network; None for an engine without one.
     """
 
     volume: Volume
@@ -113,6 +144,8 @@ class DoseRate:
     regions: tuple[RegionUncertainty, ...] = ()
     parameters: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    weights: WeightsUsed | None = None
 
 
 class Engine(Protocol):
@@ -138,10 +171,7 @@ def silent(_what: str, _part: float) -> None:
 
 def require_computable(activity: Volume, density: Volume) -> None:
     """raises: InputRejected for what no engine can compute from; see the texts."""
-    _require_unit(activity, "activity", "Bq/mL")
-    _require_unit(density, "density", "g/cm3")
-    _require_not_negative(activity, "activity", "Check the SPECT's reconstruction and its rescale values")
-    _require_not_negative(density, "density", "Check the CT's pixel data and [density] curve")
+    require_valid(activity, density)
     if not activity.array.any():
         raise InputRejected(
             "the activity map is empty: no voxel holds activity",
@@ -152,6 +182,14 @@ def require_computable(activity: Volume, density: Volume) -> None:
             f"the CT shows no tissue: every density is below {AIR_BELOW_G_PER_CM3} g/cm3",
             "Check the CT's RescaleSlope and RescaleIntercept and [density] curve",
         )
+
+
+def require_valid(activity: Volume, density: Volume) -> None:
+    """raises: InputRejected for values that are not finite or negative."""
+    _require_unit(activity, "activity", "Bq/mL")
+    _require_unit(density, "density", "g/cm3")
+    _require_not_negative(activity, "activity", "Check the SPECT's reconstruction and its rescale values")
+    _require_not_negative(density, "density", "Check the CT's pixel data and [density] curve")
 
 
 def lattice_offset(of: Grid, within: Grid) -> Offset:

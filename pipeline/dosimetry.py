@@ -27,6 +27,7 @@ from pipeline.dose_rate import (
     DoseRequest,
     Heterogeneity,
     MonteCarloSettings,
+    NetworkSettings,
     RegionUncertainty,
 )
 from pipeline.engines import engine
@@ -34,6 +35,7 @@ from pipeline.errors import InputRejected
 from pipeline.grid import ResamplingReport, activity_onto, resample
 from pipeline.histogram import RegionKind, RoiStatistics, roi_statistics
 from pipeline.lattice import active_box, coarser, crop_box, field_of_view, recut, union_grid
+from pipeline.network import unsuitable
 from pipeline.plausibility import Plausibility, plausibility
 from pipeline.rois import Roi
 from pipeline.spect import SpectImage
@@ -60,7 +62,7 @@ class DosimetrySettings:
     grid_spacing_mm: (z, y, x) of the dose grid, never finer than the CT; None: the CT's own.
     plausibility_limit: largest accepted (found / administered) activity.
     max_outside_ct: largest accepted part of the SPECT's activity that lies outside the CT's box.
-    heterogeneity, kernel_cache: of DVK. montecarlo: when a Monte Carlo ends.
+    heterogeneity, kernel_cache: of DVK. montecarlo: when a Monte Carlo ends. network: of engine cnn.
     """
 
     curve: Sequence[Sequence[float]]
@@ -72,6 +74,7 @@ class DosimetrySettings:
     heterogeneity: Heterogeneity = "density_scaling"
     kernel_cache: Path | None = None
     montecarlo: MonteCarloSettings = field(default_factory=MonteCarloSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +100,8 @@ class Dosimetry:
     the map looks there) and of the ROIs. The figures of the region Body are of the body alone.
 
     maps: mGy/h at `reference_time`. density: g/cm³. activity: Bq/mL. plausibility: None when the
-    administered activity is not known. notes: what a reader of the results should know.
+    administered activity is not known. notes: what a reader of the results should know. flags: those of the
+    notes that a person must not overlook.
     """
 
     maps: tuple[DoseRate, ...]
@@ -108,6 +112,7 @@ class Dosimetry:
     resampling: ResamplingReport
     plausibility: Plausibility | None
     notes: tuple[str, ...]
+    flags: tuple[str, ...] = ()
 
 
 def compute_dosimetry(
@@ -124,7 +129,7 @@ def compute_dosimetry(
     administration, as far as it is known. progress: called with (step, 0 ... 1).
     raises: InputRejected when a person must act, EngineFailed when the machine is at fault.
     """
-    notes = list(spect.notes)
+    notes, flags = list(spect.notes), []
     checked = _plausible(spect, given, settings.plausibility_limit, notes)
     progress("density", 0.0)
     # Found where the CT is sharp: a thin chest wall would open on a coarse grid, and the lungs fall out.
@@ -152,21 +157,48 @@ def compute_dosimetry(
     apart = [] if found.apart is None else [found.apart]
     box = _enclosing([crop_box(mask) for mask in (body, *apart, *drawn)])
     masks = [body[box], field[box], *(mask[box] for mask in drawn)]
+    engines, without = _engines(settings, spect, density.grid)
+    flags += without
+    notes += without
     # Only what is reported is computed: the density's grid tells an engine where. What lies around it counts.
     whole, density = density, density.boxed(box)
     maps = _maps(
         _request(activity, density, whole, spect, _asked(rois, masks), _beside(masks), settings),
-        settings.engines,
+        engines,
         progress,
     )
     for map_ in maps:
         notes += [note for note in map_.notes if note not in notes]
+        flags += map_.flags
     activity = recut(activity, density.grid)
     progress("regions", 0.9)
     regions = _regions(masks, rois, maps, density, activity)
     return Dosimetry(
-        maps, regions, density, activity, spect.reference_time, resampling, checked, tuple(notes)
+        maps,
+        regions,
+        density,
+        activity,
+        spect.reference_time,
+        resampling,
+        checked,
+        tuple(notes),
+        tuple(flags),
     )
+
+
+def _engines(settings: DosimetrySettings, spect: SpectImage, grid: Grid) -> tuple[tuple[str, ...], list[str]]:
+    """The engines that may compute this study, and why one of those that were asked for may not.
+
+    Where the network may not, DVK stands in its place.
+    raises: InputRejected when the approved weights are missing or altered.
+    """
+    if "cnn" not in settings.engines:
+        return settings.engines, []
+    reason = unsuitable(settings.network, spect.nuclide, grid)
+    if not reason:
+        return settings.engines, []
+    instead = tuple(dict.fromkeys("dvk" if name == "cnn" else name for name in settings.engines))
+    return instead, [f"engine cnn was not used, and dvk stands in its place: {reason}"]
 
 
 def _request(
@@ -189,6 +221,8 @@ def _request(
         kernel_cache=settings.kernel_cache,
         montecarlo=settings.montecarlo,
         surroundings=whole,
+        network=settings.network,
+        image=spect.activity,
     )
 
 

@@ -129,6 +129,19 @@ def test_results_are_registered_with_the_digest_of_their_inputs(
     assert all(not Path(r.new.path).is_absolute() for r in results)
 
 
+def test_what_a_person_must_not_overlook_stands_in_the_log_with_the_case(
+    computer: Computer, ledger: Ledger, bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.run = replace(RUN, details_json='{"flags": ["the energy is 3 times DVK\'s"]}')
+    bench.answer("RTDOSE")
+    computer.tick(2.0)
+    assert ("dicomnode.compute", f"case {case.id}: the energy is 3 times DVK's") in [
+        (r.name, r.getMessage()) for r in caplog.records if r.levelname == "WARNING"
+    ]
+
+
 def test_a_rejection_holds_the_case_with_its_remedy(computer: Computer, ledger: Ledger, bench: Bench) -> None:
     case = ready(ledger)
     computer.tick(1.0)

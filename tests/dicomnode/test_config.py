@@ -147,7 +147,7 @@ def test_engines_can_be_replaced_for_one_computation() -> None:
     changed = with_engines(config, ["mc"])
     assert (changed.dose.engines, changed.montecarlo.seed) == (("mc",), 7)
     assert changed.sha256 != config.sha256
-    with pytest.raises(ConfigurationError, match=r"(?s)--engine has .* 'dvk' or 'mc', not 'mcc'"):
+    with pytest.raises(ConfigurationError, match=r"(?s)--engine has .* 'dvk', 'mc' or 'cnn', not 'mcc'"):
         with_engines(config, ["mcc"])
 
 

@@ -14,6 +14,7 @@ from pydicom.uid import RTDoseStorage
 from dicomnode import rtdose
 from dicomnode.findings import EncodingSettings, Findings, ResultKind
 from dicomnode.result_header import ResultIdentity
+from pipeline.dose_rate import WeightsUsed
 from pipeline.errors import InputRejected
 from pipeline.volume import Grid, Volume
 from tests.dicomnode.synthetic_findings import (
@@ -179,6 +180,16 @@ def test_each_map_names_the_data_and_the_device_of_its_own_engine(tmp_path: Path
     assert f"Computed on: cuda:0. SHA-256 of the physics and decay data: {'ef' * 32}." in mc
     assert "ef" * 32 not in dvk
     assert "ab" * 32 not in mc
+
+
+def test_the_map_of_a_network_names_its_weights(tmp_path: Path) -> None:
+    """Beside the kernel of the DVK that it corrects."""
+    weights = WeightsUsed("lu177-medium", "2", "12" * 32)
+    both = findings(maps=(engine_map(grid()), engine_map(grid(), "cnn", weights=weights)))
+    dvk, cnn = (pydicom.dcmread(written(tmp_path, both, number=n)).ImageComments for n in (0, 1))
+    told = f"Network weights: lu177-medium, version 2. SHA-256 of the network weights: {'12' * 32}."
+    assert f"SHA-256 of the kernel: {'ab' * 32}. {told}" in cnn
+    assert "network" not in dvk
 
 
 def test_a_map_without_statistics_says_nothing_of_them(tmp_path: Path) -> None:

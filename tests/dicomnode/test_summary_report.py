@@ -26,6 +26,7 @@ from dicomnode.findings import EncodingSettings, Findings, InstanceReference, Re
 from dicomnode.report_table import report_table
 from dicomnode.result_header import ResultIdentity
 from dicomnode.summary_report import WrittenResults, read_table
+from pipeline.dose_rate import WeightsUsed
 from pipeline.errors import InputRejected
 from tests.dicomnode.synthetic_findings import (
     CT_SERIES,
@@ -306,6 +307,14 @@ def test_provenance_and_notes_are_in_words() -> None:
     for words in ("dicomnode 0.1.0", "cd" * 32, "ab" * 32, "units of the image (Bq/ml)"):
         assert words in texts
     assert [i.TextValue for i in named(sr, "121106")] == ["1.2 % of the activity lies outside the CT."]
+
+
+def test_the_weights_of_a_network_are_told() -> None:
+    weights = WeightsUsed("lu177-medium", "2", "12" * 32)
+    maps = (engine_map(grid()), engine_map(grid(), "cnn", weights=weights))
+    told = [i.TextValue for i in named(report(findings(maps=maps)), "PROVENANCE")]
+    assert told[-1] == f"CNN: network weights lu177-medium, version 2, SHA-256 {'12' * 32}"
+    assert sum("weights" in text for text in told) == 1
 
 
 def test_the_algorithm_stands_in_each_group() -> None:

@@ -12,6 +12,7 @@ from pipeline.engines import ENGINES, engine
 from pipeline.errors import InputRejected
 from pipeline.kernels import kernel_sha256, radial_kernel, voxel_kernel
 from pipeline.montecarlo.engine import mc_dose_rate
+from pipeline.network import cnn_dose_rate
 from pipeline.volume import Grid, Volume
 
 LUTETIUM, IODINE = nuclide("Lu-177"), nuclide("I-131")
@@ -141,8 +142,9 @@ def test_the_inputs_are_left_as_they_were() -> None:
 def test_engines_are_found_by_name_and_an_unknown_one_names_the_known() -> None:
     assert engine("dvk") is ENGINES["dvk"] is dvk_dose_rate
     assert engine("mc") is mc_dose_rate
-    with pytest.raises(InputRejected, match=r"no dose engine 'cnn'.*may hold: dvk, mc"):
-        engine("cnn")
+    assert engine("cnn") is cnn_dose_rate
+    with pytest.raises(InputRejected, match=r"no dose engine 'gnn'.*may hold: dvk, mc, cnn"):
+        engine("gnn")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,375 @@
+"""Engine `cnn`: DVK's dose rate with what DblurDoseNet adds to it.
+
+::
+
+    D = D_DVK + U-Net(SPECT, density)
+
+DVK is computed on the dose grid itself, with density scaling, as the network was trained. What the network
+adds is computed on the lattice that its weights are for (`pipeline.network_grid`) and brought back. The SPECT
+is given as a fraction of all the activity of the request, also of what lies outside the density's box.
+
+A network holds for what it was trained for: a nuclide, the resolution of a camera. `unsuitable` says whether
+weights that a physicist approved hold for a study; `cnn_dose_rate` compares its result with DVK's and flags
+what is outside the range that the weights' evaluation saw.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.averaging import averaged, parallel
+from pipeline.convolve import usable_device
+from pipeline.decay import Nuclide
+from pipeline.dose_rate import (
+    BQ_PER_MBQ,
+    DoseRate,
+    DoseRequest,
+    NetworkSettings,
+    Progress,
+    WeightsUsed,
+    lattice_offset,
+    require_valid,
+    silent,
+)
+from pipeline.dvk import dvk_dose_rate
+from pipeline.errors import EngineFailed, InputRejected
+from pipeline.kernels import kernel_sha256
+from pipeline.network_grid import NetworkGrid, network_grid
+from pipeline.volume import Grid, Volume
+
+if TYPE_CHECKING:
+    from models.streaming import Streaming
+    from models.weights import Manifest, Weights
+
+LARGEST_SPACING_MM = 5.0
+"""Voxel spacing of the dose grid above which density no longer shows what the network was trained to see."""
+
+_SPACING_TOLERANCE_MM = 1e-3
+_AIR_G_PER_CM3 = 0.00120479  # dry, 20 °C, 101.325 kPa (ICRU 37): beside the CT
+
+# Parts of the progress: DVK, then the network, then the way back.
+_DVK_ENDS, _NETWORK_ENDS = 0.2, 0.9
+
+Float32 = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+
+def unsuitable(settings: NetworkSettings | None, of: Nuclide, grid: Grid) -> str:
+    """Why the approved network must not be used for a study; ``""`` when it may.
+
+    grid: that doses are computed on.
+    raises: InputRejected when weights are approved that are missing, or are not those that were approved.
+    """
+    if settings is None or not settings.weights:
+        camera = settings.camera if settings is not None and settings.camera else "of this SPECT"
+        return f"no network weights are approved for the camera {camera} (cnn_weights of its [[camera]])"
+    widest = max(grid.spacing_mm)
+    if widest > LARGEST_SPACING_MM + _SPACING_TOLERANCE_MM:
+        return (
+            f"the voxels of the dose grid are {widest:.3g} mm wide, and the network needs "
+            f"{LARGEST_SPACING_MM:g} mm or less"
+        )
+    return unfit(manifest_of(settings.weights), settings, of.name)
+
+
+def unfit(manifest: Manifest, settings: NetworkSettings, nuclide: str) -> str:
+    """Why weights do not hold for a nuclide or a camera's resolution; ``""`` when they do."""
+    if nuclide != manifest.nuclide:
+        return f"the network weights {manifest.name} are for {manifest.nuclide}, the SPECT is of {nuclide}"
+    low, high = manifest.resolution_fwhm_mm
+    given = settings.resolution_fwhm_mm
+    if given is not None and not low <= given <= high:
+        return (
+            f"the network weights {manifest.name} are for a resolution of {low:g} to {high:g} mm, and the "
+            f"camera {settings.camera} has {given:g} mm"
+        )
+    return ""
+
+
+def load_weights(name: str) -> Weights:
+    """Shipped weights by name, or those in a folder.
+
+    raises: InputRejected when they are missing or altered, or when torch is not installed.
+    """
+    try:
+        from models import weights
+        from models.errors import ModelRejected
+    except ImportError as error:
+        raise _not_installed(error) from error
+    try:
+        return weights.load(weights.find(name))
+    except ImportError as error:
+        raise _not_installed(error) from error
+    except ModelRejected as error:
+        raise InputRejected(error.reason, error.remedy) from error
+
+
+def _not_installed(error: ImportError) -> InputRejected:
+    return InputRejected(
+        f"engine cnn cannot be loaded: {error}",
+        "Install torch (dicomnode[gpu] brings it; without a GPU its CPU build will do), or take cnn out of "
+        "[dose] engines",
+    )
+
+
+def cnn_dose_rate(request: DoseRequest, progress: Progress = silent) -> DoseRate:
+    """Dose rate by DVK and the network that corrects it for the SPECT's resolution.
+
+    Without any activity all is zero. request.heterogeneity is not looked at: see the module's text.
+    raises: as `pipeline.dose_rate.Engine` says; InputRejected also for weights that are missing, altered, for
+        another nuclide, or no correction of DVK.
+    """
+    settings = request.network
+    if settings is None or not settings.weights:
+        raise InputRejected(
+            "no network weights are named for engine cnn", "Set cnn_weights of the camera's [[camera]] entry"
+        )
+    require_valid(request.activity, request.density)
+    weights = load_weights(settings.weights)
+    _require_fit(weights, request.nuclide)
+    if not request.activity.array.any():
+        zero = request.density.with_array(np.zeros_like(request.density.array), "mGy/h")
+        return _result(request, weights, zero, "cpu")
+    dvk = dvk_dose_rate(
+        replace(request, heterogeneity="density_scaling", regions={}, reported={}),
+        lambda what, part: progress(f"DVK {what}", _DVK_ENDS * part),
+    )
+    try:
+        found, device, notes = _corrected(request, weights, dvk.volume.array, progress)
+    except MemoryError as error:
+        raise EngineFailed(
+            f"memory did not suffice for the network on {request.density.grid.shape} (z, y, x) voxels",
+            "Set a coarser dose grid, or give the node more memory",
+        ) from error
+    flags = tuple(_unusual(request, weights.manifest, found, dvk.volume.array))
+    progress("dose rate", 1.0)
+    return _result(
+        request,
+        weights,
+        request.density.with_array(found, "mGy/h"),
+        device,
+        tuple(dict.fromkeys((*dvk.notes, *notes))),
+        flags,
+    )
+
+
+def manifest_of(name: str) -> Manifest:
+    """What weights say of themselves, without loading the network: by name, or those in a folder.
+
+    raises: InputRejected when they are missing or altered.
+    """
+    from models import weights
+    from models.errors import ModelRejected
+
+    try:
+        return weights.manifest_of(weights.find(name))
+    except ModelRejected as error:
+        raise InputRejected(error.reason, error.remedy) from error
+
+
+def _require_fit(weights: Weights, of: Nuclide) -> None:
+    manifest = weights.manifest
+    if manifest.nuclide != of.name:
+        raise InputRejected(
+            f"the network weights {manifest.name} are for {manifest.nuclide}, and the SPECT is of {of.name}",
+            "Name weights for that nuclide",
+        )
+    if not weights.network.residual:
+        raise InputRejected(
+            f"the network weights {manifest.name} are of the architecture {manifest.architecture}, which "
+            "gives a dose rate of its own and no correction of DVK's",
+            "Name weights of the architecture dblurdosenet",
+        )
+
+
+def _result(
+    request: DoseRequest,
+    weights: Weights,
+    volume: Volume,
+    device: str,
+    notes: tuple[str, ...] = (),
+    flags: tuple[str, ...] = (),
+) -> DoseRate:
+    settings, manifest = request.network, weights.manifest
+    assert settings is not None
+    return DoseRate(
+        volume=volume,
+        engine="cnn",
+        device=device,
+        kernel_sha256=kernel_sha256(request.nuclide, request.density.grid.spacing_mm),
+        parameters=(
+            f"weights={manifest.name}",
+            f"weights_version={manifest.version}",
+            f"weights_sha256={manifest.sha256}",
+            f"architecture={manifest.architecture}",
+            "voxel_mm=" + " x ".join(f"{mm:.7g}" for mm in manifest.voxel_mm),
+            f"precision={settings.precision}",
+            "heterogeneity=density_scaling",
+        ),
+        notes=(*flags, *_note_precision(settings), *notes),
+        flags=flags,
+        weights=WeightsUsed(manifest.name, manifest.version, manifest.sha256),
+    )
+
+
+def _note_precision(settings: NetworkSettings) -> tuple[str, ...]:
+    if settings.precision == "exact":
+        return ()
+    return ("computed in the fast precision of the network, which rounds more than exact",)
+
+
+# ── on the network's lattice ─────────────────────────────────────────────────────────────────────
+
+
+def _corrected(
+    request: DoseRequest, weights: Weights, dvk: Float32, progress: Progress
+) -> tuple[Float32, str, tuple[str, ...]]:
+    """DVK's map with what the network adds, mGy/h on the dose grid; the device; its notes."""
+    import torch
+
+    chosen, notes = usable_device(request.device)
+    notes = tuple(note.replace("convolved on the CPU", "the network ran on the CPU") for note in notes)
+    try:
+        found, device, more = _on_the_way(request, weights, dvk, chosen, progress)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        found, device, more = _on_the_way(request, weights, dvk, "cpu", progress)
+        notes += (f"GPU memory did not suffice on {chosen}: the network ran on the CPU",)
+    for note in (*notes, *more):
+        log.warning(note)
+    return found, device, (*notes, *more)
+
+
+def _on_the_way(
+    request: DoseRequest, weights: Weights, dvk: Float32, device: str, progress: Progress
+) -> tuple[Float32, str, tuple[str, ...]]:
+    """Onto the network's lattice, through the network, and back."""
+    import torch
+
+    from models.scaling import SPECT_SCALE, density_input, residual_to_mgy_per_h
+    from models.streaming import Streaming
+
+    settings, lattice = request.network, lattice_for(request.density.grid, weights.manifest)
+    assert settings is not None
+    spect, density = _inputs(request, lattice, device)
+    total_bq = activity_bq(request.activity)
+    streaming = Streaming(weights.network, device, settings.precision)
+    residual = _through(
+        streaming,
+        spect * np.float32(SPECT_SCALE / total_bq),
+        density_input(density),
+        lambda what, part: progress(what, _DVK_ENDS + (_NETWORK_ENDS - _DVK_ENDS) * part),
+    )
+    progress("network back onto the dose grid", _NETWORK_ENDS)
+    # The GPU's memory may not have sufficed for the network: then nothing more is asked of it.
+    used = streaming.device
+    change = torch.from_numpy(residual_to_mgy_per_h(residual, total_bq / BQ_PER_MBQ)).to(used)
+    mass_density = torch.from_numpy(density).to(used)
+    found = lattice.brought_back(change, mass_density, dvk, request.density.array)
+    return found, used, streaming.notes
+
+
+def lattice_for(grid: Grid, manifest: Manifest) -> NetworkGrid:
+    """The lattice of a network over a dose grid."""
+    from models.dblurdosenet import DIVISOR
+
+    return network_grid(grid, manifest.voxel_mm, DIVISOR)
+
+
+def _through(streaming: Streaming, spect: Float32, density: Float32, progress: Progress) -> Float32:
+    """The network's output. Where there are fewer slices than it sees at once, the end slices are repeated.
+
+    raises: InputRejected for what no network can be given, EngineFailed when the GPU breaks.
+    """
+    import torch
+
+    from models.dblurdosenet import WINDOW
+    from models.errors import ModelRejected
+
+    depth = spect.shape[0]
+    below = max(WINDOW - depth, 0) // 2
+    above = max(WINDOW - depth, 0) - below
+    if below or above:
+        spect, density = (
+            np.pad(array, ((below, above), (0, 0), (0, 0)), mode="edge") for array in (spect, density)
+        )
+    try:
+        return streaming.residual(spect, density, progress)[below : below + depth]
+    except ModelRejected as error:
+        raise InputRejected(error.reason, error.remedy) from error
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        # A CUDA fault leaves the process without a usable GPU: only a new process can go on.
+        raise EngineFailed(
+            f"the network failed: {error}",
+            'It is tried again in a new process; if it recurs, set [dose] device = "cpu"',
+        ) from error
+
+
+def _inputs(request: DoseRequest, lattice: NetworkGrid, device: str) -> tuple[Float32, Float32]:
+    """Bq/mL and g/cm³ on the network's lattice, (z, y, x).
+
+    What is known beside the density's box counts; beyond that there is air, and no activity.
+    """
+    import torch
+
+    result, known = request.density.grid, request.surroundings or request.density
+    if request.image is not None and parallel(request.image.grid, lattice.grid):
+        # As in training: straight from the image, also where the voxels of the CT are coarse.
+        activity = torch.from_numpy(averaged(request.image, lattice.grid).array)
+    else:
+        start = lattice_offset(request.activity.grid, result)
+        activity = lattice.onto_network(request.activity.array, start, device)
+    density = lattice.onto_network(
+        known.array, lattice_offset(known.grid, result), device, outside=_AIR_G_PER_CM3
+    )
+    return activity.cpu().numpy(), density.cpu().numpy()
+
+
+def activity_bq(activity: Volume) -> float:
+    """All of it: what a network's input and output are relative to."""
+    return float(activity.array.sum(dtype=np.float64)) * activity.grid.voxel_volume_ml
+
+
+# ── how unusual the result is ────────────────────────────────────────────────────────────────────
+
+
+def _unusual(request: DoseRequest, manifest: Manifest, found: Float32, dvk: Float32) -> Iterator[str]:
+    """What the weights' evaluation never saw: energy in the whole map and in each ROI, relative to DVK's."""
+    if not {"body", "roi"} <= set(manifest.ood):
+        yield (
+            f"the network weights {manifest.name} do not state how far their evaluation differed from DVK: "
+            "the result was not compared with it"
+        )
+        return
+    density = request.density.array
+    ratio = _energy(found, density) / _energy(dvk, density)
+    yield from _flagged(ratio, manifest, "body", "the energy that the network finds in the whole map")
+    for name, mask in request.regions.items():
+        weight = density[mask]
+        expected = float(np.vdot(dvk[mask], weight))
+        if expected > 0:
+            ratio = float(np.vdot(found[mask], weight)) / expected
+            yield from _flagged(ratio, manifest, "roi", f"the energy that the network finds in {name!r}")
+
+
+def _flagged(ratio: float, manifest: Manifest, kind: str, what: str) -> Iterator[str]:
+    low, high = manifest.ood[kind]
+    if not low <= ratio <= high:
+        yield (
+            f"{what} is {ratio:.3g} times DVK's; the evaluation of the weights {manifest.name} saw "
+            f"{low:.3g} to {high:.3g}: judge it before use"
+        )
+
+
+def _energy(dose_rate: Float32, density: Float32) -> float:
+    """Σ dose rate · density; plane by plane, so that float32 sums stay short."""
+    return sum(float(np.vdot(d, rho)) for d, rho in zip(dose_rate, density, strict=True))
