@@ -6,14 +6,15 @@ RUN := $(VENV)/bin
 WORKERS ?= 2
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint types check bench physics clean
+.PHONY: help demo test lint types check bench physics spect clean
 
 help:
 	@echo "make demo    a virtual patient through the whole node; pictures in demo-output/"
 	@echo "make test    every test that runs without a GPU, under ten minutes"
 	@echo "make check   lint, types and tests"
 	@echo "make physics the validation tables of docs/physics.md (an hour; minutes with QUICK=1)"
-	@echo "make bench   receiving against Orthanc, convolution, one full-size case (minutes)"
+	@echo "make spect   the simulated camera against its model and published recovery (minutes)"
+	@echo "make bench   receiving against Orthanc, convolution, one full-size case, the network (minutes)"
 
 # Installed anew only when the requirements change.
 $(STAMP): pyproject.toml constraints.txt
@@ -41,9 +42,13 @@ check: lint types test
 bench: $(STAMP)
 	$(RUN)/python -m tests.bench.receive_bench
 	$(RUN)/python -m tests.bench.case_bench
+	$(RUN)/python -m tests.bench.network_bench
 
 physics: $(STAMP)
 	$(RUN)/python -m tests.bench.physics_validation $(if $(QUICK),--quick --dry)
+
+spect: $(STAMP)
+	$(RUN)/python -m tests.bench.spect_validation
 
 clean:
 	rm -rf $(VENV) demo-output bench-output build *.egg-info

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dicomnode import __version__, compiled_code
+from dicomnode import __version__, compiled_code, model_commands
 from dicomnode.config import Config, load, with_engines
 from dicomnode.errors import ConfigurationError, NodeError
 from dicomnode.states import Event, State
+from models.errors import ModelRejected
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def compute(
     to: Annotated[Path, typer.Option("--out", help="folder for the results")],
     config: ConfigOption = None,
     engine: Annotated[
-        list[str] | None, typer.Option(help="instead of [dose] engines: dvk, mc; repeat for more")
+        list[str] | None, typer.Option(help="instead of [dose] engines: dvk, mc, cnn; repeat for more")
     ] = None,
 ) -> None:
     """Compute a study from files on disk, without a network: the same numbers as the node's."""
@@ -197,6 +198,9 @@ def make_kernel(
     )
 
 
+app.add_typer(model_commands.app)
+
+
 @app.command()
 def demo(
     to: Annotated[Path, typer.Option("--out", help="folder for pictures and results")] = Path("demo-output"),
@@ -213,7 +217,7 @@ def main() -> None:
     """Entry point: a failure that the node foresees is told in a sentence, not in a traceback."""
     try:
         app()
-    except (NodeError, PipelineError) as error:
+    except (NodeError, PipelineError, ModelRejected) as error:
         print(f"dicomnode: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
 

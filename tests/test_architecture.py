@@ -15,7 +15,7 @@ STAGES = ("receive", "assemble", "compute", "deliver", "notify")
 
 # Module (or package) prefixes that alone may import a dependency.
 DOORS = {
-    "SimpleITK": ("pipeline.grid",),
+    "SimpleITK": ("pipeline.grid", "pipeline.learning.nifti"),
     "sqlalchemy": ("dicomnode.ledger", "dicomnode.schema", "dicomnode.migrations"),
     "alembic": ("dicomnode.ledger", "dicomnode.migrations"),
     "apscheduler": ("dicomnode.daemon",),
@@ -29,13 +29,21 @@ DOORS = {
         "dicomnode.send",
         "dicomnode.standin_pacs",
     ),
-    "matplotlib": ("dicomnode.demo",),
-    "numba": ("pipeline.montecarlo", "pipeline.heterogeneity", "pipeline.kernels", "pipeline.pair_distance"),
+    "matplotlib": ("dicomnode.demo", "pipeline.learning.figures"),
+    "safetensors": ("models.weights",),
+    "numba": (
+        "models.fused",
+        "pipeline.heterogeneity",
+        "pipeline.kernels",
+        "pipeline.montecarlo",
+        "pipeline.pair_distance",
+        "pipeline.simulate.projector_cuda",
+    ),
 }
 # pydicom in `pipeline` only where files are read; simulation, convolution and inference run without it.
 READERS = {
-    "acquisition", "activity", "camera", "ct", "dataset", "dose_report", "nm", "pet", "regions",
-    "registration", "rois", "segments", "slices", "spect", "structures",
+    "acquisition", "activity", "camera", "ct", "dataset", "dose_report", "learning.pet_ct", "nm", "pet",
+    "regions", "registration", "rois", "segments", "slices", "spect", "structures",
 }  # fmt: skip
 WITHOUT_PYDICOM = (
     "pipeline.volume",
@@ -51,6 +59,20 @@ WITHOUT_PYDICOM = (
     "pipeline.density",
     "pipeline.simulate.patient",
     "pipeline.simulate.spect",
+    "pipeline.simulate.projector",
+    "pipeline.simulate.osem",
+    "pipeline.simulate.acquisition",
+    "pipeline.simulate.families",
+    "pipeline.simulate.respiration",
+    "pipeline.network",
+    "pipeline.network_grid",
+    "pipeline.learning.generate",
+    "pipeline.learning.recipe",
+    "pipeline.learning.scene",
+    "pipeline.learning.evaluation",
+    "pipeline.learning.report",
+    "pipeline.learning.figures",
+    "pipeline.learning.foreign",
 )
 
 

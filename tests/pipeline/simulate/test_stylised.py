@@ -27,8 +27,8 @@ FIELD_OF_VIEW_MM = 193.5
 SPINE = (Label.THORACIC_SPINE, Label.L1, Label.L2, Label.L3, Label.L4, Label.L5)
 ORGANS = [label for label in Label if Label.STOMACH <= label <= Label.LEFT_KIDNEY_PELVIS]
 VERTEBRAE = (Label.L2, Label.L3, Label.L4, Label.L5)
-# mL. Adults: liver, spleen and kidneys as CT volumetry finds them, about the reference man's 1800, 190 and
-# 2 x 155 (ICRP Publication 89, table 2.8); a lumbar vertebra with its arch 35 to 80.
+# mL: wide ranges about the reference man's liver of 1800 g, spleen of 150 g and kidneys of 310 g together
+# (ICRP Publication 89, table 2.8). Lungs: what of them lies in the field of view.
 VOLUMES_ML = {
     "liver": (950, 2400),
     "spleen": (80, 500),

@@ -1,0 +1,94 @@
+"""`dicomnode train OUT`: weights of one's own, from nothing or from a hospital's truth."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from rich.console import Console
+
+from dicomnode import __version__
+from dicomnode.errors import ConfigurationError
+
+MINUTE_S = 60.0
+
+
+def train(
+    folder: Path,
+    console: Console,
+    *,
+    hours: float,
+    device: str,
+    stages: Sequence[str],
+    data: Path | None,
+    camera: Path | None,
+    architectures: Sequence[str],
+    name: str,
+    patients: str | None,
+    threads: int | None,
+    workers: int,
+    pause_minutes: float | None,
+    today: date,
+) -> None:
+    """Run the stages of a recipe in `folder`. patients: ``first:end`` of those that are generated.
+
+    raises: InputRejected and ModelRejected for what a person must put right, before anything is half-written.
+    """
+    # While several processes share the machine, waiting threads must not take the others' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Drawing patients is many small matrix products, for which threads cost more than they bring.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from pipeline.learning import recipe as recipes
+    from pipeline.simulate.camera import from_toml, medium_energy_lu177
+
+    used = _device(device)
+    recipe = recipes.Recipe(
+        hours=hours,
+        data=data,
+        architectures=tuple(architectures) or ("dblurdosenet",),
+        name=name,
+        device=used,
+        threads=threads,
+        workers=workers,
+        pause_s=None if pause_minutes is None else pause_minutes * MINUTE_S,
+        software=f"dicomnode {__version__}",
+        chosen=_interval(patients),
+    )
+    work = recipes.Work(
+        recipe if used != "cpu" else recipes.smaller(recipe),
+        medium_energy_lu177() if camera is None else from_toml(camera),
+        folder,
+        today.isoformat(),
+        f"{platform.machine()}, {os.cpu_count()} cores, {used}",
+        tell=lambda line: console.print(line, highlight=False),
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder} cannot be written: {error.strerror}", "Name another folder"
+        ) from None
+    recipes.run(work, stages or recipes.STAGES)
+
+
+def _device(wanted: str) -> str:
+    """raises: ConfigurationError for a device that there is not."""
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted != "cpu" and not torch.cuda.is_available():
+        raise ConfigurationError(f"there is no device {wanted!r} here", "Use --device cpu, or auto")
+    return wanted
+
+
+def _interval(patients: str | None) -> tuple[int, int] | None:
+    if patients is None:
+        return None
+    first, _, end = patients.partition(":")
+    if not (first.isdigit() and end.isdigit() and int(first) < int(end)):
+        raise ConfigurationError(f"--patients {patients} is no interval", "Give first:end, such as 0:24")
+    return int(first), int(end)

@@ -1,0 +1,147 @@
+"""What is learnt from: a patient's maps in the network's units, and the crops that a batch is made of.
+
+All random choices of step n come from a generator of (seed, n): the same batch for the same samples, seed and
+step, whoever draws it and whenever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.dblurdosenet import REACH
+from models.errors import ModelRejected
+from models.scaling import AIR_BELOW_MG_PER_CM3
+
+if TYPE_CHECKING:
+    from models.training import Settings
+
+Array = NDArray[np.floating[Any]]
+
+
+class Sample(NamedTuple):
+    """What is learnt from one patient, all (z, y, x) in the units of `models.scaling`.
+
+    centres: (n, 3) indices (z, y, x) that a crop may be centred on.
+    chances: (n,) of choosing them where there is dose, summed up.
+    """
+
+    name: str
+    spect: Array
+    density: Array
+    dvk: Array
+    truth: Array
+    centres: NDArray[np.int32]
+    chances: NDArray[np.float64]
+
+    @property
+    def gb(self) -> float:
+        """Memory that it takes."""
+        return sum(a.nbytes for a in (self.spect, self.density, self.dvk, self.truth)) / 1e9
+
+
+class Batch(NamedTuple):
+    """spect, density: (N, S + 10, H, W). dvk, truth, counts: (N, S, H, W); counts: 1 where the loss looks."""
+
+    spect: Tensor
+    density: Tensor
+    dvk: Tensor
+    truth: Tensor
+    counts: Tensor
+
+
+def sample(name: str, spect: Array, density: Array, dvk: Array, truth: Array) -> Sample:
+    """A patient's maps, checked, and kept in half precision where that holds them.
+
+    name: of the file, for errors. All (z, y, x) in the units of `models.scaling`.
+
+    raises: ModelRejected for maps of different shapes, or with numbers that are not finite.
+    """
+    maps = {"spect": spect, "density": density, "dvk": dvk, "truth": truth}
+    if len({array.shape for array in maps.values()}) != 1 or spect.ndim != 3:
+        shapes = ", ".join(f"{key} {array.shape}" for key, array in maps.items())
+        raise ModelRejected(
+            f"the maps of {name} differ in shape: {shapes}", "Make the example again, or remove it"
+        )
+    for key, array in maps.items():
+        if not np.isfinite(array).all():
+            raise ModelRejected(
+                f"the {key} of {name} is no number in {int(np.count_nonzero(~np.isfinite(array)))} voxels",
+                "Make the example again, or remove it",
+            )
+    tissue = density > AIR_BELOW_MG_PER_CM3
+    if not tissue.any():
+        raise ModelRejected(f"there is no tissue in {name}", "Its density must be in g/cm3")
+    # Every second slice and every fourth voxel of it say well enough where the dose is.
+    coarse = np.argwhere(tissue[::2, ::4, ::4]).astype(np.int32) * np.asarray((2, 4, 4), np.int32)
+    if not coarse.size:
+        coarse = np.argwhere(tissue).astype(np.int32)
+    chance = np.sqrt(np.maximum(dvk[tuple(coarse.T)].astype(np.float64), 0)) + 1e-6
+    chance = np.cumsum(chance / chance.sum())
+    kept = [_compact(array) for array in (spect, density, dvk, truth)]
+    return Sample(name, kept[0], kept[1], kept[2], kept[3], coarse, chance)
+
+
+def _compact(array: Array) -> Array:
+    """Half precision where nothing overflows: its rounding is 1/2000, far below the labels' noise."""
+    return np.ascontiguousarray(array, np.float16 if np.abs(array).max() < 3e4 else np.float32)
+
+
+def draw(samples: Sequence[Sample], settings: Settings, step: int) -> Batch:
+    """The batch of a step: the same for the same samples, seed and step. Negative steps serve validation."""
+    rng = np.random.default_rng([settings.seed, abs(step), int(step < 0)])
+    slabs = [_crop(samples[int(rng.integers(len(samples)))], settings, rng) for _ in range(settings.batch)]
+    spect, density, dvk, truth, counts = (
+        torch.from_numpy(np.stack(arrays).astype(np.float32)) for arrays in zip(*slabs, strict=True)
+    )
+    jitter = np.exp(settings.activity_jitter * rng.standard_normal((settings.batch, 1, 1, 1)))
+    factor = torch.from_numpy(jitter.astype(np.float32))
+    return Batch(spect * factor, density, dvk * factor, truth * factor, counts)
+
+
+def _crop(of: Sample, settings: Settings, rng: np.random.Generator) -> list[NDArray[Any]]:
+    """spect, density: (S + 10, H, W); dvk, truth, counts: (S, H, W)."""
+    shape = of.spect.shape
+    size = (settings.slab, settings.crop, settings.crop)
+    centre = _centre(of, settings, rng)
+    room = [max(n - s, 0) for n, s in zip(shape, size, strict=True)]
+    # Anywhere, so long as the chosen voxel counts: not always in the middle.
+    edge = (0, settings.margin, settings.margin)
+    start = [
+        int(np.clip(c - rng.integers(e, max(s - e, e + 1)), 0, r))
+        for c, e, s, r in zip(centre, edge, size, room, strict=True)
+    ]
+    planes = np.arange(start[0], start[0] + size[0])
+    reach = np.clip(np.arange(start[0] - REACH, start[0] + size[0] + REACH), 0, shape[0] - 1)
+    box = [slice(a, min(a + s, n)) for a, s, n in zip(start[1:], size[1:], shape[1:], strict=True)]
+    inward = [_cut(array, reach, box, size) for array in (of.spect, of.density)]
+    outward = [_cut(array, np.clip(planes, 0, shape[0] - 1), box, size) for array in (of.dvk, of.truth)]
+    counts = inward[1][REACH:-REACH] > AIR_BELOW_MG_PER_CM3
+    counts[planes >= shape[0]] = False
+    for axis, a, s, n in zip((1, 2), start[1:], size[1:], shape[1:], strict=True):
+        along = np.moveaxis(counts, axis, 0)
+        if a > 0:
+            along[: settings.margin] = False
+        if a + s < n:
+            along[-settings.margin or s :] = False
+    flips = tuple(axis for axis in range(3) if settings.flips and rng.random() < 0.5)
+    return [np.flip(array, flips) for array in (*inward, *outward, counts)]
+
+
+def _centre(of: Sample, settings: Settings, rng: np.random.Generator) -> list[int]:
+    place = int(rng.integers(len(of.centres)))
+    if rng.random() < settings.hot:
+        place = min(int(np.searchsorted(of.chances, rng.random())), len(of.centres) - 1)
+    return [int(index) for index in of.centres[place]]
+
+
+def _cut(array: Array, planes: NDArray[np.intp], box: list[slice], size: tuple[int, int, int]) -> Array:
+    """Those planes, in that box; zeros, which is air, where the patient's box is smaller than the crop."""
+    cut = array[:, box[0], box[1]][planes]
+    lack = [(0, s - n) for s, n in zip(size[1:], cut.shape[1:], strict=True)]
+    return np.pad(cut, ((0, 0), *lack)) if any(after for _, after in lack) else cut

@@ -1,0 +1,368 @@
+"""One example from nothing: patient, SPECT, DVK, and the true dose rate by Monte Carlo.
+
+::
+
+    patient ──▶ activity, density ──────────────────────────────▶ Monte Carlo ──▶ truth
+                   │ breathing                                        ▲
+                   ▼                                                  │ (test patients)
+                SPECT: counts, attenuation, scatter, OSEM ──▶ resampled onto the CT ──▶ DVK
+
+`plan` says which patients there are: those that are learnt from and those that are looked at while learning
+come from the families ``trunk`` and ``harmonic``; those that the result is judged by come from ``stylised``,
+with a law of texture of their own. A patient's number fixes all his random choices.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.averaging import averaged
+from pipeline.decay import nuclide
+from pipeline.dose_rate import DoseRequest, Progress, silent
+from pipeline.dvk import dvk_dose_rate
+from pipeline.errors import InputRejected, PipelineError
+from pipeline.learning.example import Example, Realisation, save
+from pipeline.learning.scene import Patient, Scene, drawn_scene
+from pipeline.montecarlo.decay_data import load_source
+from pipeline.montecarlo.simulate import Limits, simulate
+from pipeline.simulate.acquisition import projected, reconstructed
+from pipeline.simulate.camera import SpectCamera
+from pipeline.volume import Grid, Volume
+
+log = logging.getLogger(__name__)
+
+Mask = NDArray[np.bool_]
+TRAINING_FAMILIES = ("trunk", "harmonic")
+TEST_FAMILY = "stylised"
+TRAINING_TEXTURE = "mixed"
+TEST_TEXTURE = "filaments"
+OBSTACLE_G_PER_CM3 = 0.03
+"""The foam of a mattress and more: what heads keep clear of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How examples are made.
+
+    decays, test_decays: whose electrons and photons are followed at a time, for a patient to learn from and
+        for one to be judged by.
+    uncertainty: relative, k=1; further rounds follow until every VOI's mean is so certain; at most `rounds`.
+    counts: in the photopeak of all views, drawn between these, evenly in the logarithm.
+    clearance_mm: between the patient on his table and the heads, which follow them; likewise, evenly.
+    margin_mm: kept around the body.
+    realisations: images of a test patient that differ by their noise alone.
+    """
+
+    decays: float = 60e6
+    test_decays: float = 250e6
+    uncertainty: float = 0.005
+    rounds: int = 3
+    counts: tuple[float, float] = (3e6, 20e6)
+    clearance_mm: tuple[float, float] = (5.0, 30.0)
+    margin_mm: float = 32.0
+    realisations: int = 3
+
+
+def plan(train: int, validation: int, test: int) -> list[Patient]:
+    """So many patients of each kind; asking for more leaves those that there were as they are."""
+    patients = []
+    for split, count, first in (
+        ("train", train, 1000),
+        ("validation", validation, 5000),
+        ("test", test, 9000),
+    ):
+        for number in range(count):
+            family = TEST_FAMILY if split == "test" else TRAINING_FAMILIES[number % len(TRAINING_FAMILIES)]
+            texture = TEST_TEXTURE if split == "test" else TRAINING_TEXTURE
+            name = f"{split}-{number:03d}-{family}"
+            patients.append(Patient(name, split, first + number, family, texture))  # type: ignore[arg-type]
+    return patients
+
+
+def generate(
+    patients: Sequence[Patient],
+    folder: Path,
+    settings: Settings,
+    camera: SpectCamera,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    until: Callable[[], bool] = lambda: False,
+    progress: Progress = silent,
+    make: Callable[..., Example] | None = None,
+) -> int:
+    """Make the examples that are not there yet, as ``folder/SPLIT/PATIENT.npz``.
+
+    Several processes may work on the same folder: each takes what no other is at. until: asked before each
+    example whether to stop. make: as `make_example`, which is the default. returns: how many were made.
+
+    raises: what the first patient raised that could not be made, after all others.
+    """
+    made = 0
+    failed: list[PipelineError] = []
+    for number, patient in enumerate(patients):
+        if until():
+            break
+        path = example_path(folder, patient)
+        if path.exists():
+            continue
+        with _alone(path) as mine:
+            if not mine or path.exists():
+                continue
+            tell = _scaled(progress, patient.patient_id, number / len(patients), 1 / len(patients))
+            began = time.monotonic()
+            try:
+                example = (make or make_example)(
+                    patient,
+                    settings,
+                    camera,
+                    device=device,
+                    threads=threads,
+                    kernels=folder / "kernels",
+                    progress=tell,
+                )
+            except PipelineError as error:
+                log.warning("%s: %s", patient.patient_id, error)
+                failed.append(error)
+                continue
+            save(example, path)
+            log.info("%s in %.0f s", patient.patient_id, time.monotonic() - began)
+            made += 1
+    if failed:
+        raise failed[0]
+    return made
+
+
+def example_path(folder: Path, patient: Patient) -> Path:
+    """Where a patient's example is."""
+    return folder / patient.split / f"{patient.patient_id}.npz"
+
+
+def make_example(
+    patient: Patient,
+    settings: Settings,
+    camera: SpectCamera,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    kernels: Path | None = None,
+    progress: Progress = silent,
+) -> Example:
+    """A virtual patient's example. kernels: a folder for DVK's kernels; device: of every step.
+
+    raises: InputRejected for a family or a texture that there is not.
+    """
+    progress("patient", 0.0)
+    return example_of(
+        drawn_scene(patient, camera),
+        patient,
+        settings,
+        camera,
+        device=device,
+        threads=threads,
+        kernels=kernels,
+        progress=progress,
+    )
+
+
+def example_of(
+    scene: Scene,
+    patient: Patient,
+    settings: Settings,
+    camera: SpectCamera,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    kernels: Path | None = None,
+    progress: Progress = silent,
+) -> Example:
+    """The SPECT of a scene, its DVK and its truth.
+
+    device: of all that runs on one; scatter is simulated on the processor.
+    """
+    began = time.monotonic()
+    rng = np.random.default_rng([patient.seed, 12])
+    counts = float(np.exp(rng.uniform(*np.log(settings.counts))))
+    spect_grid = scene.spect_grid
+    clearance = float(rng.uniform(*settings.clearance_mm))
+    camera = replace(camera, orbit_mm=_orbit(scene.resting, spect_grid, camera, clearance))
+    box = _box(scene, settings.margin_mm)
+    progress("projections", 0.05)
+    means = projected(
+        scene.seen, scene.attenuating, camera, spect_grid, patient.seed, device=device, threads=threads
+    )
+
+    def image(noise: int) -> tuple[Volume, Volume, float]:
+        """SPECT and DVK in the body's box, and the activity in the whole field."""
+        progress("reconstruction", 0.2 + 0.1 * noise)
+        seen = reconstructed(
+            means,
+            scene.seen,
+            scene.resting,
+            camera,
+            spect_grid,
+            counts,
+            16 * patient.seed + noise,
+            device=device,
+            threads=threads,
+        )
+        onto = averaged(seen.image, scene.density.grid)
+        request = DoseRequest(
+            onto, scene.density, nuclide(camera.nuclide), device=device, kernel_cache=kernels
+        )
+        return onto.boxed(box), dvk_dose_rate(request).volume.boxed(box), _total_mbq(onto)
+
+    spect, dvk, total = image(0)
+    again = []
+    for noise in range(1, settings.realisations if patient.split == "test" else 1):
+        other, its_dvk, its_total = image(noise)
+        again.append(Realisation(other.array, its_dvk.array, its_total))
+    density = scene.density.boxed(box)
+    vois = {name: np.ascontiguousarray(mask[box]) for name, mask in scene.vois.items()}
+    dose = _Truth(density, vois, settings, patient, camera.nuclide, device, threads)
+    progress("Monte Carlo", 0.4)
+    truth, labels = dose.of(scene.activity.boxed(box))
+    on_spect, on_spect_labels = None, None
+    if patient.split == "test":
+        progress("Monte Carlo on the SPECT", 0.7)
+        on_spect, on_spect_labels = dose.of(spect)
+    progress("done", 1.0)
+    return Example(
+        patient_id=patient.patient_id,
+        family=patient.family,
+        texture=patient.texture,
+        seed=patient.seed,
+        grid=density.grid,
+        spect=spect.array,
+        density=density.array,
+        dvk=dvk.array,
+        truth=truth.array,
+        vois=vois,
+        total_mbq=total,
+        mc_on_spect=None if on_spect is None else on_spect.array,
+        realisations=tuple(again),
+        meta={
+            "camera": camera.name,
+            "radius_mm": [round(float(r), 1) for r in (min(camera.orbit_mm), max(camera.orbit_mm))],
+            "counts": counts,
+            "scatter_fraction": round(means.scatter_fraction, 4),
+            "true_mbq": _total_mbq(scene.activity),
+            "label_uncertainty": labels,
+            "mc_on_spect_uncertainty": on_spect_labels,
+            "seconds": round(time.monotonic() - began, 1),
+            **scene.facts,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Truth:
+    """Monte Carlo in one density."""
+
+    density: Volume
+    vois: Mapping[str, Mask]
+    settings: Settings
+    patient: Patient
+    nuclide: str
+    device: str
+    threads: int | None
+
+    def of(self, activity: Volume) -> tuple[Volume, dict[str, Any]]:
+        """The dose rate, and how certain each VOI's mean is: further rounds until it is enough."""
+        decays = self.settings.test_decays if self.patient.split == "test" else self.settings.decays
+        total = np.zeros(self.density.grid.shape, np.float64)
+        of_mean, of_voxels = dict.fromkeys(self.vois, 0.0), dict.fromkeys(self.vois, 0.0)
+        for number in range(1, self.settings.rounds + 1):
+            run = simulate(
+                activity,
+                self.density,
+                load_source(self.nuclide),
+                regions=self.vois,
+                limits=Limits(decays=decays),
+                seed=self.patient.seed * 16 + number,
+                device=self.device,
+                threads=self.threads,
+            )
+            total += run.dose_rate.array
+            for region in run.regions:
+                of_mean[region.name] += region.uncertainty_of_mean**2
+                of_voxels[region.name] += region.mean_voxel_uncertainty**2
+            if np.sqrt(max(of_mean.values(), default=0.0)) / number <= self.settings.uncertainty:
+                break
+        mean = (total / number).astype(np.float32)
+        _require_dose(mean, self.patient)
+        facts = {
+            name: {
+                "of_mean": float(np.sqrt(of_mean[name])) / number,
+                "of_voxels": float(np.sqrt(of_voxels[name])) / number,
+            }
+            for name in self.vois
+        }
+        return Volume(mean, self.density.grid, "mGy/h"), facts
+
+
+def _require_dose(dose: NDArray[np.float32], patient: Patient) -> None:
+    if not np.isfinite(dose).all() or not dose.any():
+        raise InputRejected(
+            f"the Monte Carlo of {patient.patient_id} gave {'nothing' if not dose.any() else 'no numbers'}",
+            "Check that the activity lies in tissue",
+        )
+
+
+def _box(scene: Scene, margin_mm: float) -> tuple[slice, slice, slice]:
+    """The body's box in a slice, and all slices: the network repeats end slices, which are the CT's."""
+    grid = scene.density.grid
+    spans = []
+    for axis in (1, 2):
+        hits = np.flatnonzero(scene.body.any(axis=(0, 3 - axis)))
+        if not hits.size:
+            raise InputRejected("there is no body in the density", "Densities are in g/cm3, air 0.0012")
+        margin = int(np.ceil(margin_mm / grid.spacing_mm[axis]))
+        spans.append(slice(max(int(hits[0]) - margin, 0), min(int(hits[-1]) + 1 + margin, grid.shape[axis])))
+    return slice(0, grid.shape[0]), spans[0], spans[1]
+
+
+def _orbit(density: Volume, spect: Grid, camera: SpectCamera, clearance_mm: float) -> tuple[float, ...]:
+    """mm from the axis, view by view: clear of all that is in the camera's way, patient, arms and table."""
+    rows, columns = np.nonzero((density.array > OBSTACLE_G_PER_CM3).any(axis=0))
+    x, y, _ = density.grid.positions(np.stack([np.zeros_like(rows), rows, columns], axis=-1)).T
+    axis = spect.positions((np.asarray(spect.shape) - 1) / 2)
+    angles = camera.view_angles[:, None]
+    reach = (np.sin(angles) * (x - axis[0]) - np.cos(angles) * (y - axis[1])).max(axis=1)
+    half_voxel = float(np.hypot(*density.grid.spacing_mm[1:])) / 2
+    return tuple(float(r) for r in reach + half_voxel + clearance_mm)
+
+
+def _total_mbq(activity: Volume) -> float:
+    return float(activity.array.sum(dtype=np.float64)) * activity.grid.voxel_volume_ml / 1e6
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[bool]:
+    """Whether no other process is at this file. The lock ends with the process that holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _scaled(progress: Progress, patient: str, start: float, part: float) -> Progress:
+    return lambda what, done: progress(f"{patient}: {what}", start + part * done)

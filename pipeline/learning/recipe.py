@@ -1,0 +1,508 @@
+"""From nothing to weights: generate, train, evaluate, publish.
+
+::
+
+    OUT/train, OUT/validation, OUT/test    examples, one file a patient                 generate
+    OUT/networks/ARCHITECTURE/             checkpoint.npz, log.jsonl                    train
+    OUT/evaluation.json, evaluation.md     the tables; figures/ beside them             evaluate
+    OUT/weights/NAME/                      weights, manifest and model card             publish
+
+Each stage can be run by itself, in a process of its own, and goes on where it was interrupted. Training looks
+for new examples while it runs, so that generation may go on beside it. Of a machine that keeps nothing only
+``networks`` need be kept: the same patients are made again from their numbers.
+
+The hours are shared out: 45 % for generation, 45 % for training, the rest for what remains.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models import training
+from models.samples import Sample, sample
+from models.scaling import SPECT_SCALE, density_input, dose_target
+from pipeline.cores import available_cores
+from pipeline.dose_rate import BQ_PER_MBQ, Progress, silent
+from pipeline.errors import InputRejected
+from pipeline.learning import generate as generating
+from pipeline.learning.example import Example, load
+from pipeline.learning.scene import Patient, Split, given_scene
+from pipeline.simulate.camera import SpectCamera
+
+if TYPE_CHECKING:
+    from pipeline.learning.results import Evaluation
+
+log = logging.getLogger(__name__)
+
+Stage = Literal["generate", "train", "evaluate", "publish"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+GENERATING, TRAINING = 0.45, 0.45
+HOUR_S = 3600.0
+LEAST_TO_TRAIN = 2
+RESOLUTION_AT_MM = 100.0
+HELD_BACK = 5
+"""Of a hospital's own patients one in so many is judged, and one in so many looked at while training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What to make, and of what.
+
+    hours: for all stages together. train, validation, test: virtual patients of each kind, as many as there
+        is time for.
+    data: a hospital's own truth instead of virtual patients (see `example`); None: virtual patients.
+    architectures: each is trained; the first one's weights are published. name: of the published weights.
+    device: of all that can use one. threads: of the processor, in each process; None: all.
+    workers: processes that generate at once.
+    pause_s: this call ends after so long, whatever is done by then; None: it does not.
+    chosen: only these of the patients are generated, first and end in the order of `patients_of`.
+    learning: settings of the loop; None: its seconds follow from the hours.
+    """
+
+    hours: float = 2.0
+    train: int = 200
+    validation: int = 2
+    test: int = 5
+    data: Path | None = None
+    architectures: tuple[str, ...] = ("dblurdosenet",)
+    middle: int = 16
+    name: str = "dblurdosenet-lu177"
+    device: str = "cpu"
+    threads: int | None = None
+    workers: int = 1
+    pause_s: float | None = None
+    chosen: tuple[int, int] | None = None
+    software: str = ""
+    generate: generating.Settings = field(default_factory=generating.Settings)
+    learning: training.Settings | None = None
+
+    def __post_init__(self) -> None:
+        if not self.hours > 0:
+            raise InputRejected(f"a recipe of {self.hours:g} hours", "Give it more than none")
+        if self.data is not None and not self.data.is_dir():
+            raise InputRejected(
+                f"there is no folder {self.data}", "Name the folder that holds one per patient"
+            )
+
+    @property
+    def loop(self) -> training.Settings:
+        """How each network is trained: its share of the hours, and larger batches where a GPU computes."""
+        seconds = TRAINING * self.hours * HOUR_S / len(self.architectures)
+        if self.learning is not None:
+            return self.learning
+        if self.device == "cpu":
+            return training.Settings(seconds=seconds)
+        return training.Settings(seconds=seconds, batch=16, loaders=8, memory_gb=20.0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """A recipe at work in a folder. today: ISO date; clock: seconds."""
+
+    recipe: Recipe
+    camera: SpectCamera
+    folder: Path
+    today: str
+    machine: str = ""
+    progress: Progress = silent
+    tell: Callable[[str], None] = log.info
+    clock: Callable[[], float] = time.monotonic
+
+
+def run(work: Work, stages: Sequence[str] = STAGES) -> None:
+    """The stages, one after the other; what is there already is kept.
+
+    raises: InputRejected for a stage that there is not, or one that lacks what an earlier one makes.
+    """
+    steps: dict[str, Callable[[Work, Callable[[], float]], None]] = {
+        "generate": generate,
+        "train": train,
+        "evaluate": evaluate,
+        "publish": publish,
+    }
+    unknown = [stage for stage in stages if stage not in steps]
+    if unknown:
+        raise InputRejected(f"there is no stage {unknown[0]!r}", f"Use {', '.join(STAGES)}")
+    began = work.clock()
+    pause = work.recipe.pause_s
+
+    def left() -> float:
+        return float("inf") if pause is None else pause - (work.clock() - began)
+
+    for stage in STAGES:
+        if stage in stages:
+            if left() <= 0:
+                work.tell(f"paused before {stage}: call again to go on")
+                return
+            work.tell(f"stage {stage}")
+            # Of a call that is to end early, generation leaves training its part.
+            part = GENERATING if stage == "generate" and "train" in stages else 1.0
+            steps[stage](work, lambda part=part: part * left())  # type: ignore[misc]
+
+
+# ------------------------------------------------------------------------------------------------- generate
+
+
+def patients_of(recipe: Recipe) -> list[Patient]:
+    """Who is made, in that order: first some to begin with, then those that judge, then all others."""
+    if recipe.data is not None:
+        return given_patients(recipe.data)
+    by_split: dict[str, list[Patient]] = {"train": [], "validation": [], "test": []}
+    for patient in generating.plan(recipe.train, recipe.validation, recipe.test):
+        by_split[patient.split].append(patient)
+    first, others = by_split["train"][:8], by_split["train"][8:]
+    return first + by_split["validation"] + by_split["test"] + others
+
+
+def given_patients(data: Path) -> list[Patient]:
+    """A hospital's patients: one in five is judged, and one in five only looked at while training.
+
+    raises: InputRejected for a folder with fewer than four.
+    """
+    names = sorted(path.parent.name for path in data.glob("*/activity.npz"))
+    if len(names) < LEAST_TO_TRAIN + 2:
+        raise InputRejected(
+            f"{data} holds {len(names)} patients with an activity.npz",
+            "Training needs four at least: two to learn from, one to look at and one to judge by",
+        )
+    splits: dict[int, Split] = {0: "test", 1: "validation"}
+    return [
+        Patient(name, splits.get(k % HELD_BACK, "train"), 20_000 + k, "given", "given")
+        for k, name in enumerate(names)
+    ]
+
+
+def generate(work: Work, left: Callable[[], float]) -> None:
+    """Make the examples that are missing, until generation's share of the hours is over."""
+    recipe = work.recipe
+    first, end = recipe.chosen or (0, None)
+    chosen = patients_of(recipe)[first:end]
+    seconds = min(GENERATING * recipe.hours * HOUR_S, left())
+    began = work.clock()
+    if recipe.workers == 1:
+        made = _generated(
+            recipe, work.camera, work.folder, chosen, lambda: work.clock() - began >= seconds, work.progress
+        )
+    else:
+        made = _generated_at_once(work, chosen, seconds)
+    there = sum(generating.example_path(work.folder, patient).exists() for patient in chosen)
+    work.tell(f"{made} examples made, {there} of {len(chosen)} are there")
+
+
+def _generated(
+    recipe: Recipe,
+    camera: SpectCamera,
+    folder: Path,
+    patients: Sequence[Patient],
+    until: Callable[[], bool],
+    progress: Progress = silent,
+) -> int:
+    make = generating.make_example if recipe.data is None else partial(given_example, recipe.data)
+    return generating.generate(
+        patients,
+        folder,
+        recipe.generate,
+        camera,
+        device=recipe.device,
+        threads=recipe.threads,
+        until=until,
+        progress=progress,
+        make=make,
+    )
+
+
+def _generated_at_once(work: Work, patients: Sequence[Patient], seconds: float) -> int:
+    """Several processes; each takes what no other is at."""
+    recipe = replace(
+        work.recipe, threads=work.recipe.threads or max(1, available_cores() // work.recipe.workers)
+    )
+    # Neither CUDA nor numba's threads survive a fork.
+    context = multiprocessing.get_context("spawn")
+    until = time.time() + seconds
+    with ProcessPoolExecutor(recipe.workers, mp_context=context) as pool:
+        jobs = [
+            pool.submit(_worker, recipe, work.camera, work.folder, list(patients), until)
+            for _ in range(recipe.workers)
+        ]
+        return sum(job.result() for job in jobs)
+
+
+def _worker(recipe: Recipe, camera: SpectCamera, folder: Path, patients: list[Patient], until: float) -> int:
+    return _generated(recipe, camera, folder, patients, lambda: time.time() >= until)
+
+
+def given_example(
+    data: Path, patient: Patient, settings: generating.Settings, camera: SpectCamera, **how: Any
+) -> Example:
+    """A hospital's patient as an example. how: as `generate.example_of`."""
+    scene = given_scene(data / patient.patient_id, patient, camera)
+    return generating.example_of(scene, patient, settings, camera, **how)
+
+
+# ---------------------------------------------------------------------------------------------------- train
+
+
+def train(work: Work, left: Callable[[], float]) -> None:
+    """Train each architecture, or go on with it, until its share of the hours is used.
+
+    raises: InputRejected without examples; ModelRejected for maps that do not fit, naming the file.
+    """
+    import torch
+
+    recipe = work.recipe
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    folder = work.folder / "train"
+    there = len(list(folder.glob("*.npz")))
+    if there < LEAST_TO_TRAIN:
+        raise InputRejected(
+            f"{folder} holds {there} examples", f"Generate {LEAST_TO_TRAIN} or more: --stage generate"
+        )
+    validation = list(new_samples(work.folder / "validation", set()))
+    for architecture in recipe.architectures:
+        work.tell(f"training {architecture} on {there} patients")
+        trained = training.train(
+            training.fresh(architecture, recipe.middle, recipe.loop.seed),
+            new_samples(folder, set()),
+            recipe.loop,
+            network_folder(work.folder, architecture),
+            device=recipe.device,
+            validation=validation,
+            more=partial(new_samples, folder),
+            pause_after_s=max(left(), 1.0),
+            clock=work.clock,
+            tell=lambda entry: work.tell(said(entry)),
+        )
+        if not trained.finished:
+            work.tell(f"paused at step {trained.step}: call again to go on")
+            return
+
+
+def network_folder(folder: Path, architecture: str) -> Path:
+    """Where an architecture's checkpoint and log are."""
+    return folder / "networks" / architecture
+
+
+def new_samples(folder: Path, known: set[str]) -> Iterator[Sample]:
+    """Examples of a folder that are not known yet, as the network learns from them."""
+    for path in sorted(folder.glob("*.npz")):
+        if path.name not in known:
+            yield sample_of(load(path), path)
+
+
+def sample_of(example: Example, path: Path) -> Sample:
+    """An example in the network's units. path: for errors; its name is the sample's."""
+    if not example.total_mbq > 0:
+        raise InputRejected(f"{path} holds no activity", "Remove it")
+    # The sum that scales the SPECT is that of its whole field, of which an example keeps the body's box.
+    spect = example.spect * np.float32(SPECT_SCALE / (example.total_mbq * BQ_PER_MBQ))
+    return sample(
+        path.name,
+        spect,
+        density_input(example.density),
+        dose_target(example.dvk, example.total_mbq),
+        dose_target(example.truth, example.total_mbq),
+    )
+
+
+def said(entry: dict[str, float]) -> str:
+    """A line of the training's log, for people."""
+    if "validation" in entry:
+        own, dvk = entry["validation"], entry["dvk"]
+        return f"step {entry['step']}: validation {own:.4g}, {own / max(dvk, 1e-30):.1%} of DVK's {dvk:.4g}"
+    return (
+        f"step {entry['step']}: {entry['progress']:.1%}, loss {entry['loss']:.4g}, "
+        f"{entry['voxels_per_s'] / 1e3:.0f} thousand voxels/s"
+    )
+
+
+# ------------------------------------------------------------------------------------- evaluate and publish
+
+
+def evaluate(work: Work, left: Callable[[], float]) -> None:
+    """Judge every trained network on the test patients: evaluation.json, evaluation.md and figures.
+
+    raises: InputRejected without test examples or without a checkpoint.
+    """
+    from pipeline.learning import evaluation, report, results
+
+    methods = evaluation.classical_methods()
+    voxel = _voxel_mm(work.folder)
+    for architecture in _trained(work):
+        network = training.averaged_network(network_folder(work.folder, architecture) / training.CHECKPOINT)
+        name = results.NETWORK_NAMES[architecture]
+        methods[name] = evaluation.network_method(network.to(work.recipe.device), voxel, work.recipe.device)
+    pictures = _Pictures(work)
+    found = evaluation.evaluate(_examples(work.folder / "test"), methods, work.progress, pictures.of)
+    results.save(found, work.folder / "evaluation.json")
+    pictures.of_all(found)
+    main = results.NETWORK_NAMES[_trained(work)[0]]
+    text = report.evaluation_section(found, work.today, work.machine, main, pictures.made)
+    (work.folder / "evaluation.md").write_text(text, encoding="utf-8")
+    work.tell(report.targets_table(found, main))
+
+
+def publish(work: Work, left: Callable[[], float]) -> None:
+    """Weights, manifest and model card of the first architecture.
+
+    raises: InputRejected before evaluation: no weights without an account of how good they are.
+    """
+    from models import weights
+    from pipeline.learning import comparison, report, results
+
+    path = work.folder / "evaluation.json"
+    if not path.exists():
+        raise InputRejected(f"there is no {path}", "Evaluate first: --stage evaluate")
+    recipe, architecture = work.recipe, _trained(work)[0]
+    method = results.NETWORK_NAMES[architecture]
+    found = results.load(path)
+    network = training.averaged_network(network_folder(work.folder, architecture) / training.CHECKPOINT)
+    manifest = weights.Manifest(
+        name=recipe.name,
+        architecture=architecture,
+        middle=network.middle,
+        nuclide=work.camera.nuclide,
+        voxel_mm=_voxel_mm(work.folder),
+        camera=camera_facts(work.camera, recipe.generate),
+        training=training_facts(work, architecture),
+        metrics=report.manifest_metrics(found, method),
+        ood=comparison.energy_limits(found, method),
+        date=work.today,
+        software=recipe.software,
+    )
+    again = f"dicomnode train {work.folder.name} --hours {recipe.hours:g} --device {recipe.device}"
+    target = work.folder / "weights" / recipe.name
+    weights.save(
+        target,
+        network,
+        manifest,
+        lambda finished: report.model_card(finished, found, network.parameters_in_all, again, method),
+        overwrite=True,
+    )
+    work.tell(f"weights in {target}")
+
+
+def camera_facts(camera: SpectCamera, settings: generating.Settings) -> dict[str, Any]:
+    """The camera that the SPECT was simulated with.
+
+    Its resolution is that at 10 cm, as a physicist measures it; heads that kept their distance within the
+    clearances trained with differ from each other as cameras of this range do at the mean clearance.
+    """
+    near, far = settings.clearance_mm
+    half = (far - near) / 2
+    return {
+        "name": camera.name,
+        "pixel_mm": camera.pixel_mm,
+        "views": camera.views,
+        "clearance_mm": [near, far],
+        "counts": list(settings.counts),
+        "resolution_fwhm_mm": [
+            round(float(camera.fwhm_mm(RESOLUTION_AT_MM + shift)), 1) for shift in (-half, half)
+        ],
+    }
+
+
+def training_facts(work: Work, architecture: str) -> dict[str, Any]:
+    """What the weights were trained on."""
+    content = training.read_checkpoint(network_folder(work.folder, architecture) / training.CHECKPOINT)
+    names = sorted(path.stem for path in (work.folder / "train").glob("*.npz"))
+    families = sorted({name.rpartition("-")[2] for name in names}) if work.recipe.data is None else ["given"]
+    return {
+        "patients": len(names),
+        "families": families,
+        "texture": generating.TRAINING_TEXTURE if work.recipe.data is None else "given",
+        "decays": work.recipe.generate.decays,
+        "steps": int(content["step"]),
+        "hours": round(float(content["elapsed"]) / HOUR_S, 2),
+        "settings": json.loads(str(content["settings"])),
+    }
+
+
+def _trained(work: Work) -> list[str]:
+    found = [
+        name
+        for name in work.recipe.architectures
+        if (network_folder(work.folder, name) / training.CHECKPOINT).exists()
+    ]
+    if not found:
+        raise InputRejected(f"nothing has been trained in {work.folder}", "Train first: --stage train")
+    return found
+
+
+def _examples(folder: Path) -> Iterator[Example]:
+    for path in sorted(folder.glob("*.npz")):
+        yield load(path)
+
+
+def _voxel_mm(folder: Path) -> tuple[float, float, float]:
+    """Of the examples. raises: InputRejected without any."""
+    for path in sorted(folder.glob("*/*.npz")):
+        return load(path).grid.spacing_mm
+    raise InputRejected(f"{folder} holds no example", "Generate some first: --stage generate")
+
+
+@dataclass(slots=True, eq=False)
+class _Pictures:
+    """Figures of the first test patient, of all, and of the training; none where there is no matplotlib."""
+
+    work: Work
+    made: list[str] = field(default_factory=list)
+    _missing: bool = False
+
+    def of(self, example: Example, maps: Mapping[str, NDArray[np.float32]]) -> None:
+        """The first patient's maps."""
+        from pipeline.learning import figures
+
+        if self.made or self._missing:
+            return
+        scene = figures.Scene(
+            example.patient_id,
+            example.grid,
+            example.truth,
+            example.spect,
+            example.density,
+            maps,
+            example.vois,
+        )
+        for draw in (figures.slices, figures.profiles, figures.histograms):
+            self._draw(draw.__name__, partial(draw, scene))
+
+    def of_all(self, found: Evaluation) -> None:
+        """Errors of every VOI, and how the loss went."""
+        from pipeline.learning import figures
+
+        self._draw("errors", partial(figures.errors, found))
+        for architecture in _trained(self.work):
+            lines = training.read_log(network_folder(self.work.folder, architecture) / training.LOG)
+            draw = partial(figures.loss_curve, list(lines), title=architecture)
+            self._draw(f"loss-{architecture}", draw)
+
+    def _draw(self, name: str, draw: Callable[[Path], None]) -> None:
+        if self._missing:
+            return
+        folder = self.work.folder / "figures"
+        folder.mkdir(exist_ok=True)
+        try:
+            draw(folder / f"{name}.png")
+        except ImportError as error:
+            self._missing = True
+            self.work.tell(f"no figures: {error}")
+            return
+        self.made.append(f"figures/{name}.png")
+
+
+def smaller(recipe: Recipe) -> Recipe:
+    """For a few hours on a processor: fewer decays at a time; further rounds follow where they are needed."""
+    return replace(recipe, generate=replace(recipe.generate, decays=30e6, test_decays=100e6))

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models import training, weights
+from models.errors import ModelRejected
+from pipeline.errors import InputRejected
+from pipeline.learning import example as examples
+from pipeline.learning import generate as generating
+from pipeline.learning import recipe as recipes
+from pipeline.learning import results
+from pipeline.learning.recipe import Recipe, Work, run
+from tests.pipeline.learning import synthetic
+from tests.pipeline.learning.test_generate import CAMERA, SETTINGS, hospital
+
+LOOP = training.Settings(
+    steps=2, batch=1, slab=4, crop=32, margin=4, precision="fp32", log_every=1, validate_every=2,
+    validation_crops=1,
+)  # fmt: skip
+
+
+def data(folder: Path, count: int = 4) -> Path:
+    """A hospital with so many patients."""
+    for number in range(count):
+        hospital(folder / f"patient-{number}")
+    return folder
+
+
+def work(tmp_path: Path, **changes: object) -> tuple[Work, list[str]]:
+    told: list[str] = []
+    settings = replace(SETTINGS, decays=1e4, test_decays=1e4, realisations=2)
+    recipe = Recipe(
+        hours=1.0,
+        middle=8,
+        name="small",
+        threads=1,
+        software="dicomnode test",
+        generate=settings,
+        learning=LOOP,
+    )
+    recipe = replace(recipe, **changes)  # type: ignore[arg-type]
+    return Work(recipe, CAMERA, tmp_path / "out", "2026-01-31", "a machine", tell=told.append), told
+
+
+def with_examples(folder: Path) -> None:
+    """What generation leaves."""
+    for split, count in (("train", 2), ("validation", 1), ("test", 1)):
+        for number in range(count):
+            one = synthetic.example(number, f"{split}-{number:03d}-trunk", again=1)
+            examples.save(one, folder / split / f"{one.patient_id}.npz")
+
+
+def test_a_hospitals_own_truth_becomes_weights(tmp_path: Path) -> None:
+    """Every stage, in a folder of which nothing was there; then again, which changes nothing."""
+    job, told = work(tmp_path, data=data(tmp_path / "data"))
+    run(job)
+    assert [p.name for p in sorted((job.folder / "test").glob("*.npz"))] == ["patient-0.npz"]
+    loaded = weights.load(job.folder / "weights" / "small")
+    assert loaded.manifest.training["patients"] == 2
+    assert loaded.manifest.training["steps"] == LOOP.steps
+    assert loaded.manifest.voxel_mm == (3.0, 1.953125, 1.953125)
+    low, high = loaded.manifest.resolution_fwhm_mm
+    assert low < CAMERA.fwhm_mm(100) < high
+    assert "lesion" in (job.folder / "evaluation.md").read_text()
+    assert (job.folder / "figures" / "slices.png").exists()
+    before = {p: p.stat().st_mtime_ns for p in job.folder.glob("*/*.npz")}
+    told.clear()
+    run(job)
+    assert {p: p.stat().st_mtime_ns for p in job.folder.glob("*/*.npz")} == before
+    assert any(line.startswith("0 examples made, 4 of 4") for line in told)
+    assert weights.load(job.folder / "weights" / "small").manifest.sha256 == loaded.manifest.sha256
+
+
+def test_a_pause_leaves_a_checkpoint_that_the_next_call_takes_up(tmp_path: Path) -> None:
+    seconds = iter(range(10_000))
+    job, told = work(tmp_path, pause_s=14.0, learning=replace(LOOP, steps=20))
+    with_examples(job.folder)
+    ticking = replace(job, clock=lambda: float(next(seconds)))
+    run(ticking, ["train"])
+    path = recipes.network_folder(job.folder, "dblurdosenet") / training.CHECKPOINT
+    first = int(training.read_checkpoint(path)["step"])
+    assert 0 < first < 20
+    assert any("call again" in line for line in told)
+    run(replace(ticking, recipe=replace(job.recipe, pause_s=None)), ["train"])
+    assert int(training.read_checkpoint(path)["step"]) == 20
+
+
+def test_each_architecture_is_trained_and_judged(tmp_path: Path) -> None:
+    job, _ = work(tmp_path, architectures=("dblurdosenet", "2d"))
+    with_examples(job.folder)
+    run(job, ["train", "evaluate"])
+    judged = json.loads((job.folder / "evaluation.json").read_text())
+    names = [results.NETWORK_NAMES[name] for name in ("dblurdosenet", "2d")]
+    assert judged["methods"] == [results.DVK, results.MC, *names]
+
+
+@pytest.mark.parametrize(
+    ("stage", "said"),
+    [("train", "holds 0 examples"), ("evaluate", "nothing has been trained|holds no example"),
+     ("publish", "Evaluate first"), ("bake", "there is no stage 'bake'")],
+)  # fmt: skip
+def test_a_stage_that_lacks_what_comes_before_says_so(tmp_path: Path, stage: str, said: str) -> None:
+    job, _ = work(tmp_path)
+    with pytest.raises(InputRejected, match=said):
+        run(job, [stage])
+    assert not (job.folder / "weights").exists()
+
+
+def test_maps_of_another_shape_are_refused_with_the_name_of_their_file(tmp_path: Path) -> None:
+    job, _ = work(tmp_path)
+    with_examples(job.folder)
+    path = job.folder / "train" / "train-001-trunk.npz"
+    with np.load(path) as file:
+        content = {key: file[key] for key in file.files}
+    content["truth"] = content["truth"][1:]
+    np.savez(path, **content)
+    with pytest.raises((InputRejected, ModelRejected), match="train-001-trunk"):
+        run(job, ["train"])
+    assert not (job.folder / "networks").exists()
+
+
+def test_patients_without_activity_are_refused_by_name(tmp_path: Path) -> None:
+    nothing = replace(synthetic.example(), total_mbq=0.0)
+    with pytest.raises(InputRejected, match=r"p\.npz holds no activity"):
+        recipes.sample_of(nothing, tmp_path / "p.npz")
+
+
+def test_samples_are_scaled_by_the_activity_of_the_whole_field(tmp_path: Path) -> None:
+    one = synthetic.example()
+    sample = recipes.sample_of(one, tmp_path / "p.npz")
+    per_ml = one.spect / (one.total_mbq * 1e6)
+    assert float(sample.spect.max()) == pytest.approx(0.024e8 * float(per_ml.max()), rel=1e-3)
+    # mGy/h -> mGy/s per MBq, times 1e8 (Li 2022).
+    assert float(sample.truth.max()) == pytest.approx(
+        float(one.truth.max()) / 3600 / one.total_mbq * 1e8, rel=1e-3
+    )
+
+
+def test_some_to_learn_from_and_those_that_judge_come_first() -> None:
+    patients = recipes.patients_of(Recipe(train=30, validation=2, test=5))
+    assert [p.split for p in patients[:15]] == ["train"] * 8 + ["validation"] * 2 + ["test"] * 5
+    assert len(patients) == 37
+    assert len({p.patient_id for p in patients}) == 37
+
+
+def test_a_hospital_needs_patients_for_each_purpose(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"p{number}").mkdir()
+        (tmp_path / f"p{number}" / "activity.npz").touch()
+    with pytest.raises(InputRejected, match="holds 3 patients"):
+        recipes.given_patients(tmp_path)
+    with pytest.raises(InputRejected, match="no folder"):
+        Recipe(data=tmp_path / "nowhere")
+
+
+def test_generation_ends_with_its_share_of_the_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(0, 10_000_000, 600))
+    monkeypatch.setattr(
+        generating, "make_example", lambda patient, *_, **__: synthetic.example(1, patient.patient_id)
+    )
+    job, told = work(tmp_path, train=20, test=0, validation=0)
+    run(replace(job, clock=lambda: float(next(seconds))), ["generate"])
+    made = len(list((job.folder / "train").glob("*.npz")))
+    # 45 % of an hour at 600 s a look.
+    assert 2 <= made <= 3
+    assert any(f"{made} of 20" in line for line in told)
+
+
+def test_of_a_short_call_generation_leaves_training_its_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(0, 10_000_000, 10))
+    monkeypatch.setattr(
+        generating, "make_example", lambda patient, *_, **__: synthetic.example(1, patient.patient_id)
+    )
+    job, _ = work(tmp_path, train=60, test=0, validation=0, pause_s=200.0, learning=replace(LOOP, steps=3))
+    run(replace(job, clock=lambda: float(next(seconds))), ["generate", "train"])
+    assert 4 <= len(list((job.folder / "train").glob("*.npz"))) <= 9
+    assert (recipes.network_folder(job.folder, "dblurdosenet") / training.CHECKPOINT).exists()
+
+
+def test_only_the_chosen_patients_are_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        generating, "make_example", lambda patient, *_, **__: synthetic.example(1, patient.patient_id)
+    )
+    job, _ = work(tmp_path, chosen=(1, 3))
+    run(job, ["generate"])
+    assert sorted(p.stem for p in (job.folder / "train").glob("*.npz")) == [
+        "train-001-harmonic",
+        "train-002-trunk",
+    ]
+
+
+def test_several_processes_share_the_work(tmp_path: Path) -> None:
+    job, _ = work(tmp_path, data=data(tmp_path / "data"), workers=2)
+    run(job, ["generate"])
+    assert len(list(job.folder.glob("*/*.npz"))) == 4
