@@ -33,6 +33,7 @@ app = typer.Typer(
 # A pipe has no width of its own: eighty columns would cut the tables.
 out = Console(markup=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
+OPTIONAL = ("torch",)
 CONFIG_PATHS = (Path("config.toml"), Path("/etc/dicomnode/config.toml"))
 
 ConfigOption = Annotated[
@@ -219,6 +220,13 @@ def main() -> None:
         app()
     except (NodeError, PipelineError, ModelRejected) as error:
         print(f"dicomnode: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        # The commands on networks need what a node without one may leave out.
+        if error.name not in OPTIONAL:
+            raise
+        remedy = "Install it (dicomnode[gpu] brings it; without a GPU its CPU build will do)"
+        print(f"dicomnode: {error.name} is not installed. {remedy}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
 
 

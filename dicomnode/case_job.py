@@ -169,11 +169,14 @@ def _drawn(dosimetry: Dosimetry) -> Iterator[str]:
     """What the UIDs must also depend on, beside inputs and settings.
 
     Of numbers that chance had a part in: the numbers themselves, since when a run ends depends on the
-    machine's speed. Of a network: its weights, since the configuration names them, and a folder may change.
+    machine's speed. Of a network: its weights, since the configuration names them, and a folder may change;
+    and the device where fewer digits are computed with, since each rounds in its own way.
     """
     for map_ in dosimetry.maps:
         if map_.weights is not None:
             yield f"{map_.engine} {map_.weights.sha256}"
+            if "precision=fast" in map_.parameters:
+                yield f"{map_.engine} {map_.device}"
         if map_.uncertainty is not None:
             yield f"{map_.engine} {hashlib.sha256(map_.volume.array.tobytes()).hexdigest()}"
 
@@ -182,7 +185,13 @@ def _network(config: Config, spect: Dataset) -> NetworkSettings:
     """The weights that are approved for the camera that made the SPECT."""
     camera = camera_of(spect, config.camera)
     name = "of this SPECT, which is not listed" if camera is UNLISTED else repr(camera.name)
-    return NetworkSettings(camera.cnn_weights, camera.resolution_fwhm_mm, name, config.network.precision)
+    return NetworkSettings(
+        camera.cnn_weights,
+        camera.resolution_fwhm_mm,
+        name,
+        config.network.precision,
+        camera.cnn_weights_sha256,
+    )
 
 
 def _settings(job: Job, network: NetworkSettings) -> DosimetrySettings:
@@ -242,7 +251,7 @@ def _findings(
         administered_at=given.administered_at,
         fraction_found=None if checked is None else checked.fraction,
         # An engine's own notes stand beside its map.
-        notes=(*job.inputs.notes, *_common(dosimetry), *rois.problems),
+        notes=(*job.inputs.notes, *_common(dosimetry), *_left_behind(job, dosimetry), *rois.problems),
         other_sources=tuple(sources.values()),
         predecessors=tuple(_predecessor(p, str(ct[0].StudyInstanceUID)) for p in job.predecessors),
     )
@@ -251,6 +260,17 @@ def _findings(
 def _common(dosimetry: Dosimetry) -> tuple[str, ...]:
     by_engine = {note for map_ in dosimetry.maps for note in map_.notes}
     return tuple(note for note in dosimetry.notes if note not in by_engine)
+
+
+def _left_behind(job: Job, dosimetry: Dosimetry) -> Iterator[str]:
+    """What an earlier run made that no map of this one replaces: an archive goes on showing it."""
+    engines = {"", *(map_.engine for map_ in dosimetry.maps)}
+    for old in job.predecessors:
+        if old.engine not in engines:
+            yield (
+                f"the {old.kind} of engine {old.engine} that an earlier run made, {old.sop_instance_uid}, "
+                "does not belong to this report: that engine computed nothing this time"
+            )
 
 
 def _engine_map(map_: DoseRate, config: Config) -> EngineMap:

@@ -20,12 +20,15 @@ from dicomnode.errors import NodeError
 from dicomnode.ledger import Ledger
 from dicomnode.lock import is_held
 from dicomnode.send import echo
+from models.weights import shipped
 from pipeline.convolve import has_cuda_driver
 from pipeline.decay import NUCLIDES
 from pipeline.dose_rate import NetworkSettings
 from pipeline.errors import PipelineError
 from pipeline.kernels import REACH_MM, radial_kernel
-from pipeline.network import manifest_of, unfit
+from pipeline.network import LARGEST_SPACING_MM, manifest_of, require_correction, require_installed, unfit
+
+_NETWORK_NEEDS_GB = 8.0  # address space, most of it reserved and never used
 
 FOLDERS = ("spool", "quarantine", "results")
 Level = Literal["ok", "warning", "problem"]
@@ -150,6 +153,8 @@ def _montecarlo(config: Config) -> Iterator[Finding]:
 def _weights(config: Config) -> Iterator[Finding]:
     """The network's weights of each camera are there, unaltered, and for its resolution."""
     wanted = "cnn" in config.dose.engines
+    # What no case will ask for must not keep the node from starting.
+    wrong: Level = "problem" if wanted else "warning"
     approved = [camera for camera in config.camera if camera.cnn_weights]
     if wanted and not approved:
         text = "no [[camera]] has cnn_weights: engine cnn leaves every case to dvk"
@@ -157,29 +162,50 @@ def _weights(config: Config) -> Iterator[Finding]:
         yield Finding("warning", "engine cnn", text, remedy)
     if wanted:
         yield from _network_runs()
+        yield from _network_has_room(config)
     for camera in approved:
         subject = f'[[camera]] "{camera.name}"'
+        if not Path(camera.cnn_weights).is_absolute() and camera.cnn_weights not in shipped():
+            text = f"{camera.cnn_weights!r} is neither the name of shipped weights nor an absolute path"
+            remedy = f"Shipped are {', '.join(shipped()) or 'none'}; write the whole path of others"
+            yield Finding(wrong, f"{subject} cnn_weights", text, remedy)
+            continue
         try:
             manifest = manifest_of(camera.cnn_weights)
-        except (PipelineError, OSError) as error:
-            remedy = str(getattr(error, "remedy", ""))
-            yield Finding("problem", f"{subject} cnn_weights", str(getattr(error, "reason", error)), remedy)
+            require_correction(manifest)
+        except PipelineError as error:
+            yield Finding(wrong, f"{subject} cnn_weights", error.reason, error.remedy)
             continue
-        settings = NetworkSettings(camera.cnn_weights, camera.resolution_fwhm_mm, camera.name)
+        settings = NetworkSettings(
+            camera.cnn_weights,
+            camera.resolution_fwhm_mm,
+            camera.name,
+            sha256=camera.cnn_weights_sha256,
+        )
         reason = unfit(manifest, settings, manifest.nuclide)
         if reason:
-            remedy = "Name weights that are made for this resolution, or none"
-            yield Finding("problem", f"{subject} resolution_fwhm_mm", reason, remedy)
+            remedy = "Approve weights that are made for this resolution, and their sum, or none"
+            yield Finding(wrong, f"{subject} cnn_weights", reason, remedy)
         else:
-            text = f"{manifest.name} {manifest.version} for {manifest.nuclide}, {manifest.sha256[:12]}"
+            text = f"{manifest.name} {manifest.version} for {manifest.nuclide}, SHA-256 {manifest.sha256}"
             yield Finding("ok", f"{subject} cnn_weights", text)
 
 
 def _network_runs() -> Iterator[Finding]:
-    missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
-    if missing:
-        remedy = "Install dicomnode[gpu] (without a GPU torch's CPU build), or take cnn out of [dose] engines"
-        yield Finding("problem", "engine cnn", f"{' and '.join(missing)} not installed", remedy)
+    try:
+        require_installed()
+    except PipelineError as error:
+        yield Finding("problem", "engine cnn", error.reason, error.remedy)
+
+
+def _network_has_room(config: Config) -> Iterator[Finding]:
+    spacing, limit_gb = config.dose.grid_spacing_mm, config.dose.memory_limit_gb
+    if spacing is not None and max(spacing) > LARGEST_SPACING_MM:
+        text = f"{max(spacing):g} mm; above {LARGEST_SPACING_MM:g} mm engine cnn leaves every case to dvk"
+        yield Finding("warning", "[dose] grid_spacing_mm", text, "Set a finer grid, or leave it unset")
+    if limit_gb is not None and limit_gb < _NETWORK_NEEDS_GB:
+        text = f"{limit_gb:g} GB; engine cnn needs {_NETWORK_NEEDS_GB:g} GB of address space for torch alone"
+        yield Finding("warning", "[dose] memory_limit_gb", text, "Raise it, or leave it unset")
 
 
 def _cuda_answers() -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -81,7 +81,7 @@ def evaluate_weights(
     drawn = _Drawn(part / PICTURES, (DVK, MC, first), pictures)
     try:
         evaluation = evaluate(
-            foreign.read_all(sources, nuclide, used, kernel_cache),
+            _of_nuclide(foreign.read_all(sources, nuclide, used, kernel_cache), nuclide),
             classical_methods() | methods,
             lambda what, before: console.print(f"{what} ({before + 1:.0f} of {len(sources)})"),
             drawn.look,
@@ -94,6 +94,11 @@ def evaluate_weights(
             report.evaluation_section(evaluation, today.isoformat(), machine, first, drawn.links),
         )
         shutil.copytree(part, to, dirs_exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{error.filename or to} cannot be read or written: {error.strerror or error}",
+            "See to its rights and to the room on that disk",
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     _tell(evaluation, first, console)
@@ -102,13 +107,20 @@ def evaluate_weights(
 
 
 def network_methods(found: Sequence[Weights], device: str) -> dict[str, Method]:
-    """A method for each of the weights, named by architecture; by their own name too where two share one."""
+    """A method for each of the weights, named by architecture; by their own name too where two share one.
+
+    Where that is not enough (versions of one name), they are numbered in the order in which they were given.
+    """
     methods: dict[str, Method] = {}
     for weights in found:
         manifest = weights.manifest
         name = NETWORK_NAMES[manifest.architecture]
         if name in methods:
             name = f"{name} {manifest.name}"
+        first, number = name, 1
+        while name in methods:
+            number += 1
+            name = f"{first} ({number})"
         methods[name] = network_method(weights.network, manifest.voxel_mm, device)
     return methods
 
@@ -172,6 +184,18 @@ def _one_nuclide(found: Sequence[Weights]) -> str:
         said = ", ".join(f"{name} for {nuclide}" for nuclide, name in nuclides.items())
         raise InputRejected(f"the weights are for different nuclides: {said}", "Evaluate them one by one")
     return next(iter(nuclides))
+
+
+def _of_nuclide(examples: Iterable[Example], nuclide: str) -> Iterator[Example]:
+    """The same examples. raises: InputRejected for one that says that it is of another nuclide."""
+    for example in examples:
+        given = example.meta.get("nuclide", nuclide)
+        if given != nuclide:
+            raise InputRejected(
+                f"patient {example.patient_id} is of {given}, and the weights are for {nuclide}",
+                f"Correct nuclide in his {foreign.SETTINGS_FILE}, or evaluate on patients of {nuclide}",
+            )
+        yield example
 
 
 def _require_writable(to: Path) -> None:

@@ -34,7 +34,8 @@ from pipeline.errors import InputRejected
 from pipeline.volume import Grid
 
 _MGY_PER_GY = 1000.0
-_LO = 64  # characters of VR LO (PS3.5 6.2)
+_LO, _LT = 64, 10240  # characters of VR LO and LT (PS3.5 6.2)
+_CUT = " ... The report holds the rest."
 # Some readers take 32-bit pixels for signed whatever PixelRepresentation says; 16-bit ones do not.
 _STORED_MAXIMUM = {16: 2**16 - 1, 32: 2**31 - 1}
 _STORED_DTYPE: dict[int, np.dtype[np.unsignedinteger]] = {16: np.dtype("<u2"), 32: np.dtype("<u4")}
@@ -136,10 +137,12 @@ def image_comments(
         _uncertainty(findings, engine_map.engine),
         f"Stored in steps of {quantisation_step:.1e} of the maximum.",
         *(f"Replaces {reference.sop_instance_uid}." for reference in replaced),
-        *(_sentence(note) for note in (*engine_map.notes, *findings.notes)),
+        # Before the notes: these may be as many as there are regions, and what is too long is cut.
         *(f"{what}: {value}." for what, value in (*engine_map.described(), *findings.provenance.described())),
+        *(_sentence(note) for note in (*findings.notes, *engine_map.notes)),
     ]
-    return " ".join(sentence for sentence in sentences if sentence)[:10240]
+    comments = " ".join(sentence for sentence in sentences if sentence)
+    return comments if len(comments) <= _LT else comments[: _LT - len(_CUT)] + _CUT
 
 
 def _uncertainty(findings: Findings, engine: str) -> str:

@@ -7,7 +7,8 @@ Li et al., Med Phys 49 (2022) 1216; the authors feed, at voxels of 0.0976562 x 0
     dose rate  mGy/s per MBq in the field of view · 1e8
 
 The first is the fraction of the activity per millilitre times 0.024e8, whatever the voxels are, and in that
-form it holds at other voxel sizes. DVK's map, the truth and the network's output share the third.
+form it holds at other voxel sizes. Σx is the activity of the whole field of view, also where only a box of
+it is given to the network. DVK's map, the truth and the network's output share the third.
 """
 
 from __future__ import annotations
@@ -23,31 +24,23 @@ SPECT_SCALE = 0.024e8  # of the activity fraction per mL
 DOSE_SCALE = 1e8  # of mGy/s per MBq in the field of view
 MG_PER_G = 1000.0
 HOUR_S = 3600.0
+BQ_PER_MBQ = 1e6
 AIR_BELOW_MG_PER_CM3 = 100.0  # at or below: the output is 0
 
 # mGy/h of a map of one MBq -> the network's unit.
 DOSE_PER_MGY_PER_H = DOSE_SCALE / HOUR_S
 
 
-def spect_input(concentration: NDArray[np.floating], voxel_ml: float) -> Float32:
+def spect_input(concentration: NDArray[np.floating], total_mbq: float) -> Float32:
     """The SPECT as the network is given it.
 
-    concentration: (z, y, x), of any unit proportional to Bq/mL, the whole field of view: its sum scales it.
-    voxel_ml: volume of a voxel. returns: (z, y, x) fraction of the activity per mL, times 0.024e8; all zero
-        for a field without activity.
+    concentration: Bq/mL; any shape. total_mbq: activity in the whole field of view of the SPECT.
+    returns: fraction of the activity per mL, times 0.024e8.
 
-    raises: ModelRejected for values that are not finite, or whose sum is negative.
+    raises: ModelRejected without activity.
     """
-    total = float(np.sum(concentration, dtype=np.float64))
-    if not np.isfinite(total) or total < 0:
-        raise ModelRejected(
-            f"the SPECT's values add up to {total:g}", "Check its reconstruction and its rescale values"
-        )
-    if not voxel_ml > 0:
-        raise ModelRejected(f"a voxel of {voxel_ml:g} mL", "Give the volume of one voxel in mL")
-    if total == 0:
-        return np.zeros(concentration.shape, np.float32)
-    scaled: Float32 = np.multiply(concentration, SPECT_SCALE / (total * voxel_ml), dtype=np.float32)
+    _require_activity(total_mbq)
+    scaled: Float32 = np.multiply(concentration, SPECT_SCALE / (total_mbq * BQ_PER_MBQ), dtype=np.float32)
     return scaled
 
 
@@ -64,10 +57,7 @@ def dose_target(mgy_per_h: NDArray[np.floating], total_mbq: float) -> Float32:
 
     raises: ModelRejected without activity.
     """
-    if not total_mbq > 0:
-        raise ModelRejected(
-            f"{total_mbq:g} MBq in the field of view", "A dose rate per MBq needs an activity above zero"
-        )
+    _require_activity(total_mbq)
     scaled: Float32 = np.multiply(mgy_per_h, DOSE_PER_MGY_PER_H / total_mbq, dtype=np.float32)
     return scaled
 
@@ -76,3 +66,11 @@ def residual_to_mgy_per_h(residual: NDArray[np.floating], total_mbq: float) -> F
     """What the network adds to DVK's map: its own unit -> mGy/h; the inverse of `dose_target`."""
     scaled: Float32 = np.multiply(residual, total_mbq / DOSE_PER_MGY_PER_H, dtype=np.float32)
     return scaled
+
+
+def _require_activity(total_mbq: float) -> None:
+    if not 0 < total_mbq < np.inf:
+        raise ModelRejected(
+            f"{total_mbq:g} MBq in the field of view",
+            "The network's input and output are per activity: give a SPECT that holds some",
+        )

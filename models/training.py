@@ -5,9 +5,9 @@ The loss of an estimate e against the truth t, over the voxels of tissue::
     loss = mean [ (e - t)² / c² · (c / (s + c))^p ]
 
 s: DVK's dose rate, smoothed over a centimetre; c: `loss_floor`; p: `loss_exponent`. p = 0 is the mean squared
-error of the paper, which the hottest lesion decides alone; p = 2 is a squared relative error: lesions,
-kidneys and liver count alike. The weight does not look at the truth: that is a Monte Carlo's, and a weight
-that followed its noise would pull the estimate down.
+error of the paper, which the hottest lesion decides alone; p = 2 is a squared relative error, which the many
+voxels of little dose decide; p = 1 lies between, as a chi-square of counts does. The weight does not look at
+the truth: that is a Monte Carlo's, and a weight that followed its noise would pull the estimate down.
 
 What the paper does not have: slabs of neighbouring slices, whose windows share the extractor's work
 (`models.slab`); AdamW with a cosine schedule that ends with the budget; a moving average of the weights,
@@ -46,6 +46,9 @@ from models.samples import Batch, Sample, draw
 Array = NDArray[np.floating[Any]]
 
 
+LEAST_SLAB = 3  # slices: what the loss smooths DVK over
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How to train. The end is after so many `steps` or `seconds` of training: one of the two.
@@ -53,6 +56,7 @@ class Settings:
     learning_rate: at its highest. last_layer: times that for the last layer, whose output is hundreds of the
         unit of dose. warm_up: part of the training in which the rate rises to its highest.
     batch, slab, crop: slabs a step; output slices of a slab; its height and width, voxels.
+    in_plane: so many voxels of a sample, along rows and along columns, make one of the network's.
     margin: voxels along the cut edges of a crop that do not count: there the convolutions see zeros.
     hot: part of the crops that is centred where there is dose, drawn in proportion to its square root.
     average: decay of the moving average of the weights. hold_norm: part of the training after which BatchNorm
@@ -73,16 +77,17 @@ class Settings:
     warm_up: float = 0.02
     weight_decay: float = 1e-3
     clip_norm: float = 1.0
-    batch: int = 2
+    batch: int = 1
     slab: int = 16
     crop: int = 128
+    in_plane: int = 1
     margin: int = 12
     hot: float = 0.7
     flips: bool = True
     activity_jitter: float = 0.2
     average: float = 0.998
     hold_norm: float = 0.5
-    loss_exponent: float = 1.5
+    loss_exponent: float = 1.0
     loss_floor: float = 100.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     log_every: int = 20
@@ -96,11 +101,12 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
             raise ModelRejected("training has no end, or two of them", "Set steps or seconds, not both")
-        if self.crop % DIVISOR or self.crop <= 2 * self.margin or self.slab < 1 or self.batch < 1:
+        if self.crop % DIVISOR or self.crop <= 2 * self.margin or self.slab < LEAST_SLAB or self.batch < 1:
             raise ModelRejected(
                 f"crops of {self.crop} voxels with margins of {self.margin}, slabs of {self.slab} slices and "
                 f"batches of {self.batch} cannot be trained with",
-                f"crop must be a multiple of {DIVISOR} and more than two margins, slab and batch at least 1",
+                f"crop must be a multiple of {DIVISOR} and more than two margins, slab at least "
+                f"{LEAST_SLAB}, batch at least 1",
             )
 
 
@@ -148,12 +154,27 @@ def train(
     if not known.samples:
         raise ModelRejected("there is nothing to learn from", "Generate examples first")
     run.resume()
-    if run.progress() >= 1:
-        return Trained(run.average.eval(), run.step, run.elapsed, True)
-    began = clock() - run.elapsed
-    opened, saved, looked = clock(), clock(), clock()
-    measured = clock(), run.step
-    losses: list[float] = []
+    if run.progress() < 1:
+        _until(run, known, validation, pause_after_s, clock, tell)
+        if validation:
+            run.log_validation(validation, tell)
+        run.save()
+    return Trained(run.average.eval(), run.step, run.elapsed, run.progress() >= 1)
+
+
+def _until(
+    run: _Run,
+    known: _Known,
+    validation: Sequence[Sample],
+    pause_after_s: float,
+    clock: Callable[[], float],
+    tell: Tell,
+) -> None:
+    """Step after step until the end or the pause; batches are drawn ahead."""
+    settings, opened = run.settings, clock()
+    began = opened - run.elapsed
+    save, look = _Every(settings.save_every_s, clock), _Every(settings.look_every_s, clock)
+    measured, losses = (opened, run.step), []
     with ThreadPoolExecutor(settings.loaders) as pool:
         ahead = deque(
             pool.submit(draw, known.samples, settings, run.step + k) for k in range(settings.loaders)
@@ -170,18 +191,26 @@ def train(
                 measured, losses = (now, run.step), []
             if validation and run.step % settings.validate_every == 0:
                 run.log_validation(validation, tell)
-            if now - saved >= settings.save_every_s:
+            if save.due(now):
                 run.save()
-                saved = clock()
-            if now - looked >= settings.look_every_s:
+            if look.due(now):
                 known.look()
-                looked = clock()
         for coming in ahead:
             coming.cancel()
-    if validation:
-        run.log_validation(validation, tell)
-    run.save()
-    return Trained(run.average.eval(), run.step, run.elapsed, run.progress() >= 1)
+
+
+class _Every:
+    """What is done now and then, on the wall clock."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._seconds, self._clock, self._last = seconds, clock, clock()
+
+    def due(self, now: float) -> bool:
+        """Whether it is time again; if so, from now on counts anew."""
+        if now - self._last < self._seconds:
+            return False
+        self._last = self._clock()
+        return True
 
 
 def fresh(architecture: str, middle: int = 16, seed: int = 1) -> Network:

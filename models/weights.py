@@ -90,6 +90,11 @@ class Manifest:
         object.__setattr__(self, "ood", limits)
 
     @property
+    def corrects_dvk(self) -> bool:
+        """Whether the network's output is added to DVK's map; else it is a dose rate of its own."""
+        return self.architecture != "no-residual"
+
+    @property
     def resolution_fwhm_mm(self) -> tuple[float, float]:
         """Lowest and highest spatial resolution of the reconstructed images that the weights hold for."""
         low, high = _numbers(self.camera.get("resolution_fwhm_mm"), 2, "camera.resolution_fwhm_mm")
@@ -121,7 +126,13 @@ def find(name_or_path: str | Path) -> Path:
     if str(name_or_path) in shipped():
         return SHIPPED / str(name_or_path)
     folder = Path(name_or_path).expanduser()
-    if (folder / MANIFEST).is_file():
+    try:
+        there = (folder / MANIFEST).is_file()
+    except OSError as error:
+        raise ModelRejected(
+            f"{folder} cannot be looked into: {error.strerror}", "Give this account the right to read it"
+        ) from None
+    if there:
         return folder
     known = ", ".join(shipped()) or "none"
     raise ModelRejected(
@@ -383,8 +394,6 @@ def convert(
 
 
 def _opened(path: Path) -> Any:
-    import pickle
-
     import torch
 
     if path.suffix == ".safetensors":
@@ -393,10 +402,12 @@ def _opened(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ModelRejected(f"{path} cannot be read: {error.strerror}", "Name another file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  an unpickler stumbles over foreign bytes in every way there is
         first = str(error).partition("\n")[0]
         raise ModelRejected(
-            f"{path} is no plain checkpoint of tensors: {first}",
+            f"{path} is no plain checkpoint of tensors: {type(error).__name__}: {first}",
             "Save it again with torch.save(model.state_dict(), FILE): no code is run for a pickle",
         ) from None
 

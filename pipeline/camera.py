@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from fnmatch import fnmatchcase
@@ -134,6 +135,7 @@ class Camera:
     calibrations: counts to activity; exactly one may apply to an image.
     cnn_weights: the network's weights that a physicist approved for this camera, the name of shipped ones or
         a folder; empty: none, and engine cnn leaves its images to dvk.
+    cnn_weights_sha256: of the file that was approved, or its beginning; empty: whatever bears the name.
     resolution_fwhm_mm: of its SPECT at 10 cm from the collimator, for which the weights must hold.
     """
 
@@ -145,6 +147,7 @@ class Camera:
     nuclide: str = ""
     calibrations: tuple[Calibration, ...] = field(default=())
     cnn_weights: str = ""
+    cnn_weights_sha256: str = ""
     resolution_fwhm_mm: float | None = None
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (pydantic reads it from the class)
@@ -156,6 +159,9 @@ class Camera:
             raise ValueError(f"match knows {', '.join(IDENTIFYING)}, and was given {given}")
         if self.nuclide:
             _known_nuclide(self.nuclide)
+        digits = self.cnn_weights_sha256
+        if digits and not re.fullmatch(r"[0-9a-fA-F]{12,64}", digits):
+            raise ValueError(f"cnn_weights_sha256 has 12 to 64 hexadecimal digits, and {digits!r} was given")
         width = self.resolution_fwhm_mm
         if width is not None and not (math.isfinite(width) and width > 0):
             raise ValueError(f"resolution_fwhm_mm must be above 0, not {width}")

@@ -55,6 +55,7 @@ class NetworkSettings:
 
     weights: name of shipped weights or a folder of one's own; ``""``: none are approved.
     resolution_fwhm_mm: of the SPECT that they are to correct; None: not known, and not compared.
+    sha256: of the weights that were approved, or its beginning; ``""``: not compared.
     camera: what messages call it. precision: ``fast`` computes with fewer digits on a GPU.
     """
 
@@ -62,6 +63,7 @@ class NetworkSettings:
     resolution_fwhm_mm: float | None = None
     camera: str = ""
     precision: Precision = "exact"
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,18 @@ def recut(volume: Volume, onto: Grid, outside: float = 0.0) -> Volume:
     return Volume(array, onto, volume.unit)
 
 
+def lengthened(volume: Volume, onto: Grid) -> Volume:
+    """With its end slices repeated by whole voxels, as far as `onto` reaches along their normal."""
+    ends = volume.grid.indices(box_corners(onto))[:, 0]
+    before = max(0, int(np.ceil(-0.5 - ends.min() - _WHOLE_VOXEL_TOLERANCE)))
+    after = max(0, int(np.ceil(ends.max() - (volume.grid.shape[0] - 0.5) - _WHOLE_VOXEL_TOLERANCE)))
+    if not before and not after:
+        return volume
+    array = np.pad(volume.array, ((before, after), (0, 0), (0, 0)), mode="edge")
+    shape = (array.shape[0], volume.grid.shape[1], volume.grid.shape[2])
+    return Volume(array, volume.grid.boxed((-before, 0, 0), shape), volume.unit)
+
+
 def crop_box(mask: NDArray[np.bool_], margin: Shape = (0, 0, 0)) -> tuple[slice, slice, slice]:
     """The smallest box (z, y, x slices) around a mask, `margin` voxels wider where the grid allows.
 

@@ -15,7 +15,9 @@ what is outside the range that the weights' evaluation saw.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -51,6 +53,10 @@ LARGEST_SPACING_MM = 5.0
 """Voxel spacing of the dose grid above which density no longer shows what the network was trained to see."""
 
 _SPACING_TOLERANCE_MM = 1e-3
+_INSTALL = (
+    "Install torch: pip install 'dicomnode[gpu]', or dicomnode[cnn] without a GPU; or do without: take "
+    "cnn out of [dose] engines"
+)
 _AIR_G_PER_CM3 = 0.00120479  # dry, 20 °C, 101.325 kPa (ICRU 37): beside the CT
 
 # Parts of the progress: DVK, then the network, then the way back.
@@ -65,7 +71,8 @@ def unsuitable(settings: NetworkSettings | None, of: Nuclide, grid: Grid) -> str
     """Why the approved network must not be used for a study; ``""`` when it may.
 
     grid: that doses are computed on.
-    raises: InputRejected when weights are approved that are missing, or are not those that were approved.
+    raises: InputRejected when weights are approved that are missing, altered or no correction of DVK, or
+        when what runs them is not installed.
     """
     if settings is None or not settings.weights:
         camera = settings.camera if settings is not None and settings.camera else "of this SPECT"
@@ -76,13 +83,24 @@ def unsuitable(settings: NetworkSettings | None, of: Nuclide, grid: Grid) -> str
             f"the voxels of the dose grid are {widest:.3g} mm wide, and the network needs "
             f"{LARGEST_SPACING_MM:g} mm or less"
         )
-    return unfit(manifest_of(settings.weights), settings, of.name)
+    manifest = manifest_of(settings.weights)
+    reason = unfit(manifest, settings, of.name)
+    if not reason:
+        # Now, and not after another engine's half hour.
+        require_correction(manifest)
+        require_installed()
+    return reason
 
 
 def unfit(manifest: Manifest, settings: NetworkSettings, nuclide: str) -> str:
     """Why weights do not hold for a nuclide or a camera's resolution; ``""`` when they do."""
     if nuclide != manifest.nuclide:
         return f"the network weights {manifest.name} are for {manifest.nuclide}, the SPECT is of {nuclide}"
+    if not manifest.sha256.startswith(settings.sha256.lower()):
+        return (
+            f"the network weights {manifest.name} are not those that were approved: their SHA-256 is "
+            f"{manifest.sha256}, approved is {settings.sha256}"
+        )
     low, high = manifest.resolution_fwhm_mm
     given = settings.resolution_fwhm_mm
     if given is not None and not low <= given <= high:
@@ -91,6 +109,23 @@ def unfit(manifest: Manifest, settings: NetworkSettings, nuclide: str) -> str:
             f"camera {settings.camera} has {given:g} mm"
         )
     return ""
+
+
+def require_correction(manifest: Manifest) -> None:
+    """raises: InputRejected for weights whose output is not added to DVK's map."""
+    if not manifest.corrects_dvk:
+        raise InputRejected(
+            f"the network weights {manifest.name} are of the architecture {manifest.architecture}, which "
+            "gives a dose rate of its own and no correction of DVK's",
+            "Name weights of the architecture dblurdosenet",
+        )
+
+
+def require_installed() -> None:
+    """raises: InputRejected where that lacks which runs a network; nothing of it is imported."""
+    missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputRejected(f"engine cnn cannot run: {' and '.join(missing)} not installed", _INSTALL)
 
 
 def load_weights(name: str) -> Weights:
@@ -112,11 +147,7 @@ def load_weights(name: str) -> Weights:
 
 
 def _not_installed(error: ImportError) -> InputRejected:
-    return InputRejected(
-        f"engine cnn cannot be loaded: {error}",
-        "Install torch (dicomnode[gpu] brings it; without a GPU its CPU build will do), or take cnn out of "
-        "[dose] engines",
-    )
+    return InputRejected(f"a network cannot be loaded: {error}", _INSTALL)
 
 
 def cnn_dose_rate(request: DoseRequest, progress: Progress = silent) -> DoseRate:
@@ -133,7 +164,7 @@ def cnn_dose_rate(request: DoseRequest, progress: Progress = silent) -> DoseRate
         )
     require_valid(request.activity, request.density)
     weights = load_weights(settings.weights)
-    _require_fit(weights, request.nuclide)
+    _require_fit(weights, settings, request.nuclide)
     if not request.activity.array.any():
         zero = request.density.with_array(np.zeros_like(request.density.array), "mGy/h")
         return _result(request, weights, zero, "cpu")
@@ -143,7 +174,13 @@ def cnn_dose_rate(request: DoseRequest, progress: Progress = silent) -> DoseRate
     )
     try:
         found, device, notes = _corrected(request, weights, dvk.volume.array, progress)
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            # A CUDA fault leaves the process without a usable GPU: only a new process can go on.
+            raise EngineFailed(
+                f"the network failed: {error}",
+                'It is tried again in a new process; if it recurs, set [dose] device = "cpu"',
+            ) from error
         raise EngineFailed(
             f"memory did not suffice for the network on {request.density.grid.shape} (z, y, x) voxels",
             "Set a coarser dose grid, or give the node more memory",
@@ -174,19 +211,12 @@ def manifest_of(name: str) -> Manifest:
         raise InputRejected(error.reason, error.remedy) from error
 
 
-def _require_fit(weights: Weights, of: Nuclide) -> None:
-    manifest = weights.manifest
-    if manifest.nuclide != of.name:
-        raise InputRejected(
-            f"the network weights {manifest.name} are for {manifest.nuclide}, and the SPECT is of {of.name}",
-            "Name weights for that nuclide",
-        )
-    if not weights.network.residual:
-        raise InputRejected(
-            f"the network weights {manifest.name} are of the architecture {manifest.architecture}, which "
-            "gives a dose rate of its own and no correction of DVK's",
-            "Name weights of the architecture dblurdosenet",
-        )
+def _require_fit(weights: Weights, settings: NetworkSettings, of: Nuclide) -> None:
+    """Again, of the file that was read: a folder may have been changed since `unsuitable` looked at it."""
+    reason = unfit(weights.manifest, settings, of.name)
+    if reason:
+        raise InputRejected(reason, "Name weights for that nuclide and camera, or none")
+    require_correction(weights.manifest)
 
 
 def _result(
@@ -253,27 +283,32 @@ def _on_the_way(
     """Onto the network's lattice, through the network, and back."""
     import torch
 
-    from models.scaling import SPECT_SCALE, density_input, residual_to_mgy_per_h
+    from models.scaling import density_input, residual_to_mgy_per_h, spect_input
     from models.streaming import Streaming
 
     settings, lattice = request.network, lattice_for(request.density.grid, weights.manifest)
     assert settings is not None
     spect, density = _inputs(request, lattice, device)
-    total_bq = activity_bq(request.activity)
+    total_mbq = activity_bq(request.activity) / BQ_PER_MBQ
     streaming = Streaming(weights.network, device, settings.precision)
     residual = _through(
         streaming,
-        spect * np.float32(SPECT_SCALE / total_bq),
+        spect_input(spect, total_mbq),
         density_input(density),
         lambda what, part: progress(what, _DVK_ENDS + (_NETWORK_ENDS - _DVK_ENDS) * part),
     )
     progress("network back onto the dose grid", _NETWORK_ENDS)
     # The GPU's memory may not have sufficed for the network: then nothing more is asked of it.
     used = streaming.device
-    change = torch.from_numpy(residual_to_mgy_per_h(residual, total_bq / BQ_PER_MBQ)).to(used)
+    change = torch.from_numpy(residual_to_mgy_per_h(residual, total_mbq)).to(used)
     mass_density = torch.from_numpy(density).to(used)
     found = lattice.brought_back(change, mass_density, dvk, request.density.array)
     return found, used, streaming.notes
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # PyTorch's allocator on the CPU has no exception class of its own.
+    return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 def lattice_for(grid: Grid, manifest: Manifest) -> NetworkGrid:
@@ -286,10 +321,8 @@ def lattice_for(grid: Grid, manifest: Manifest) -> NetworkGrid:
 def _through(streaming: Streaming, spect: Float32, density: Float32, progress: Progress) -> Float32:
     """The network's output. Where there are fewer slices than it sees at once, the end slices are repeated.
 
-    raises: InputRejected for what no network can be given, EngineFailed when the GPU breaks.
+    raises: InputRejected for what no network can be given.
     """
-    import torch
-
     from models.dblurdosenet import WINDOW
     from models.errors import ModelRejected
 
@@ -304,14 +337,6 @@ def _through(streaming: Streaming, spect: Float32, density: Float32, progress: P
         return streaming.residual(spect, density, progress)[below : below + depth]
     except ModelRejected as error:
         raise InputRejected(error.reason, error.remedy) from error
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        # A CUDA fault leaves the process without a usable GPU: only a new process can go on.
-        raise EngineFailed(
-            f"the network failed: {error}",
-            'It is tried again in a new process; if it recurs, set [dose] device = "cpu"',
-        ) from error
 
 
 def _inputs(request: DoseRequest, lattice: NetworkGrid, device: str) -> tuple[Float32, Float32]:
@@ -351,7 +376,9 @@ def _unusual(request: DoseRequest, manifest: Manifest, found: Float32, dvk: Floa
         )
         return
     density = request.density.array
-    ratio = _energy(found, density) / _energy(dvk, density)
+    expected = _energy(dvk, density)
+    # None at all where the activity lies farther off than DVK's kernel reaches.
+    ratio = _energy(found, density) / expected if expected > 0 else math.nan
     yield from _flagged(ratio, manifest, "body", "the energy that the network finds in the whole map")
     for name, mask in request.regions.items():
         weight = density[mask]

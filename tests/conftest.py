@@ -30,6 +30,11 @@ PEER_PROGRAMS = {
 # Drawn here, before any worker starts, so that all of them and the summary have the same.
 os.environ.setdefault("KILL_SEED", str(random.SystemRandom().randrange(1, 10**6)))
 
+# Tests are small and several processes run them: threads of torch and OpenBLAS that wait for work would only
+# take the cores from each other. Before either is loaded.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
 # pytest-xdist tells its workers the width of a terminal; the commands' output must not depend on it.
 os.environ.pop("COLUMNS", None)
 

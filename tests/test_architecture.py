@@ -67,7 +67,6 @@ WITHOUT_PYDICOM = (
     "pipeline.network",
     "pipeline.network_grid",
     "pipeline.learning.generate",
-    "pipeline.learning.recipe",
     "pipeline.learning.scene",
     "pipeline.learning.evaluation",
     "pipeline.learning.report",
@@ -138,3 +137,7 @@ def test_the_numbers_load_without_dicom() -> None:
     """A GPU machine has numpy, scipy and torch, and neither pydicom nor SimpleITK."""
     loaded = loaded_by("import " + ", ".join(WITHOUT_PYDICOM))
     assert not loaded & {"pydicom", "SimpleITK", "torch", "highdicom"}
+
+
+def test_training_needs_neither_dicom_nor_simpleitk() -> None:
+    assert not loaded_by("import pipeline.learning.recipe") & {"pydicom", "SimpleITK", "highdicom"}

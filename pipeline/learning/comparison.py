@@ -5,10 +5,11 @@ of the difference of the two errors, u² = u_label² + u_Poisson².
 
 * u_label: what the statistical uncertainty of the truth's mean, δ, does to that difference. An error
   |x̂/x − 1| moves by ∓ x̂/x · δ; two estimates on the same side of the truth move together, so little of it
-  remains. Of a difference of NRMSE it is at most √2 · δ.
-* u_Poisson: the standard deviation of the difference over Poisson realisations of the same patient: of this
-  very VOI where the patient was imaged again, else the root mean square over its class, else over all VOIs.
-  Where no patient was imaged again it is taken as zero, which names more VOIs, not fewer.
+  remains. For a difference of NRMSE √2 · δ is taken: each moves by about δ at most, not together.
+* u_Poisson: the standard deviation of the difference over Poisson realisations of the same patient, as the
+  root mean square over the VOIs of its class, else over all VOIs: of one VOI, three realisations give two
+  degrees of freedom, and by chance next to nothing. Where no patient was imaged again it is taken as zero,
+  which names more VOIs, not fewer.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def _compared_with_dvk(evaluation: Evaluation, method: str) -> list[tuple[Worse,
             for metric in _NOISY:
                 mine, dvk = voi.by_method[method], voi.by_method[DVK]
                 label = _label_part(mine, dvk, voi.label_uncertainty, metric)
-                poisson = noise[metric].of(patient.patient, voi)
+                poisson = noise[metric].of(voi)
                 u = math.hypot(label, poisson)
                 error, other = float(getattr(mine, metric)), float(getattr(dvk, metric))
                 row = Worse(patient.patient, voi.name, voi.volume_ml, metric, method, error, other, u)
@@ -190,20 +191,17 @@ _NOISY: tuple[Metric, ...] = ("mean_error", "nrmse")
 
 @dataclass(frozen=True, slots=True)
 class _PoissonNoise:
-    """Standard deviation of (error − DVK's error) over realisations: of VOIs, of classes, of all."""
+    """Standard deviation of (error − DVK's error) over realisations: of classes, of all."""
 
-    own: Mapping[tuple[str, str], float]
     of_class: Mapping[VoiClass, float]
     of_all: float
 
-    def of(self, patient: str, voi: VoiResult) -> float:
-        known = self.own.get((patient, voi.name))
-        return self.of_class.get(voi.kind, self.of_all) if known is None else known
+    def of(self, voi: VoiResult) -> float:
+        return self.of_class.get(voi.kind, self.of_all)
 
 
 def _poisson_noise(evaluation: Evaluation, method: str, metric: Metric) -> _PoissonNoise:
     column = _NOISY.index(metric)
-    own: dict[tuple[str, str], float] = {}
     squares: dict[VoiClass, list[float]] = {}
     for patient in evaluation.patients:
         for voi in patient.vois:
@@ -211,12 +209,10 @@ def _poisson_noise(evaluation: Evaluation, method: str, metric: Metric) -> _Pois
             if mine is None or not mine.repeated:
                 continue
             differences = [a[column] - b[column] for a, b in zip(mine.repeated, dvk.repeated, strict=True)]
-            sd = float(np.std(differences, ddof=1))
-            own[patient.patient, voi.name] = sd
-            squares.setdefault(voi.kind, []).append(sd**2)
+            squares.setdefault(voi.kind, []).append(float(np.var(differences, ddof=1)))
     of_class = {kind: math.sqrt(float(np.mean(values))) for kind, values in squares.items()}
     everything = [value for values in squares.values() for value in values]
-    return _PoissonNoise(own, of_class, math.sqrt(float(np.mean(everything))) if everything else 0.0)
+    return _PoissonNoise(of_class, math.sqrt(float(np.mean(everything))) if everything else 0.0)
 
 
 def _label_part(mine: Figures, dvk: Figures, label: float, metric: Metric) -> float:

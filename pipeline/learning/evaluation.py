@@ -10,24 +10,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dose_rate import AIR_BELOW_G_PER_CM3, BQ_PER_MBQ, HOUR_S, Progress, silent
+from pipeline.dose_rate import AIR_BELOW_G_PER_CM3, HOUR_S, Progress, silent
 from pipeline.errors import InputRejected
 from pipeline.lattice import crop_box
 from pipeline.learning import metrics
 from pipeline.learning.example import Example, Realisation
 from pipeline.learning.metrics import DOSE_RATE_LEVELS
 from pipeline.learning.results import DVK, MC, Evaluation, Figures, NoiseResult, PatientResult, VoiResult
-from pipeline.learning.vois import BODY, HEALTHY_LIVER, VoiClass, judged_vois, voi_class
+from pipeline.learning.vois import BODY, HEALTHY_LIVER, VoiClass, judged_vois, sized, voi_class
 from pipeline.volume import Grid, Triple
 
 if TYPE_CHECKING:
     from models.dblurdosenet import Network
+    from pipeline.network_grid import NetworkGrid
 
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -51,7 +52,7 @@ def classical_methods() -> dict[str, Method]:
 
 def network_method(
     network: Network, voxel_mm: Triple, device: str = "cpu", precision: Literal["exact", "fast"] = "exact"
-) -> Method:
+) -> NetworkMethod:
     """A network as a method, by the node's own way onto its lattice and back.
 
     voxel_mm: (z, y, x) that it was trained for.
@@ -69,46 +70,79 @@ def network_method(
             raise InputRejected(error.reason, error.remedy) from error
         return output
 
-    return lambda example: network_dose_rate(run, network.residual, voxel_mm, example, device)
+    return NetworkMethod(run, network.residual, voxel_mm, device)
 
 
-def network_dose_rate(
-    run: Callable[[Array, Array], Array],
-    residual: bool,
-    voxel_mm: Triple,
-    example: Example,
-    device: str = "cpu",
-) -> Array:
-    """mGy/h on the example's grid, from what a network returns.
+@dataclass(frozen=True, slots=True, eq=False)
+class NetworkMethod:
+    """A network as a `Method`.
 
     run: (SPECT, density) in the network's scaling, (z, y, x) -> its output. residual: whether that is added
-    to DVK's map or is the dose rate itself. All zero where there is no activity: the output is per activity.
+        to DVK's map or is the dose rate itself. voxel_mm: (z, y, x) that it was trained for.
     """
-    import torch
 
-    from models.dblurdosenet import DIVISOR
-    from models.scaling import SPECT_SCALE, density_input, residual_to_mgy_per_h
-    from pipeline.network_grid import network_grid
+    run: Callable[[Array, Array], Array]
+    residual: bool
+    voxel_mm: Triple
+    device: str = "cpu"
 
-    if not example.total_mbq > 0:
-        return np.zeros(example.grid.shape, np.float32)
-    lattice = network_grid(example.grid, voxel_mm, DIVISOR)
-    spect, density, dvk = (
-        lattice.onto_network(map_, (0, 0, 0), device)
-        for map_ in (example.spect, example.density, example.dvk)
-    )
-    # The sum that scales the SPECT is that of the whole field of view, not of the box that an example keeps.
-    scaled = spect.cpu().numpy() * np.float32(SPECT_SCALE / (example.total_mbq * BQ_PER_MBQ))
-    output = run(scaled, density_input(density.cpu().numpy()))
-    change = torch.from_numpy(residual_to_mgy_per_h(output, example.total_mbq)).to(device)
-    rate: Array = lattice.brought_back(
-        change if residual else change - dvk, density, example.dvk, example.density
-    )
-    return rate
+    def __call__(self, example: Example) -> Array:
+        """mGy/h on the example's grid. All zero where there is no activity: the output is per activity."""
+        import torch
+
+        from models.scaling import density_input, residual_to_mgy_per_h, spect_input
+
+        if not example.total_mbq > 0:
+            return np.zeros(example.grid.shape, np.float32)
+        lattice = self._lattice(example)
+        spect, density, dvk = (
+            lattice.onto_network(map_, (0, 0, 0), self.device)
+            for map_ in (example.spect, example.density, example.dvk)
+        )
+        # Relative to the activity of the whole field of view, not of the box that an example keeps.
+        scaled = spect_input(spect.cpu().numpy(), example.total_mbq)
+        output = self.run(scaled, density_input(density.cpu().numpy()))
+        change = torch.from_numpy(residual_to_mgy_per_h(output, example.total_mbq)).to(self.device)
+        rate: Array = lattice.brought_back(
+            change if self.residual else change - dvk, density, example.dvk, example.density
+        )
+        return rate
+
+    def bare_for_zero(self, example: Example) -> tuple[float, float] | None:
+        """What the network itself would add for a SPECT of zero in the example's density, in tissue.
+
+        returns: its highest size over DVK's highest, and its mean size over DVK's mean; None without a dose
+        rate to compare with.
+        """
+        from models.scaling import density_input, residual_to_mgy_per_h
+
+        lattice = self._lattice(example)
+        density, dvk = (
+            lattice.onto_network(map_, (0, 0, 0), self.device).cpu().numpy()
+            for map_ in (example.density, example.dvk)
+        )
+        tissue = density >= AIR_BELOW_G_PER_CM3
+        if not dvk[tissue].any():
+            return None
+        output = self.run(np.zeros_like(density), density_input(density))
+        change = np.abs(residual_to_mgy_per_h(output, example.total_mbq)[tissue])
+        return (
+            float(change.max() / dvk[tissue].max()),
+            float(change.mean(dtype=np.float64) / dvk[tissue].mean(dtype=np.float64)),
+        )
+
+    def _lattice(self, example: Example) -> NetworkGrid:
+        from models.dblurdosenet import DIVISOR
+        from pipeline.network_grid import network_grid
+
+        return network_grid(example.grid, self.voxel_mm, DIVISOR)
 
 
 def zero_for_zero(method: Method, example: Example) -> bool:
-    """Whether a method gives all zero for the same patient without activity."""
+    """Whether a method gives all zero for the same patient without activity.
+
+    A network is then not asked: what it would have said is `NetworkMethod.bare_for_zero`.
+    """
     nothing = np.zeros(example.grid.shape, np.float32)
     empty = replace(example, spect=nothing, dvk=nothing, mc_on_spect=nothing, total_mbq=0.0, realisations=())
     found = method(empty)
@@ -158,6 +192,11 @@ def judge(
     return PatientResult(
         patient=example.patient_id,
         zero_for_zero={name: zero_for_zero(method, example) for name, method in methods.items()},
+        bare_for_zero={
+            name: bare
+            for name, method in methods.items()
+            if isinstance(method, NetworkMethod) and (bare := method.bare_for_zero(example)) is not None
+        },
         family=example.family,
         total_mbq=example.total_mbq,
         vois=tuple(results),
@@ -211,13 +250,17 @@ def _judged_voi(
         values = map_[box][inside]
         repeated = [other[method][box][inside] for other in again if method in other]
         by_method[method] = _figures(values, truth, density, dvk_energy, repeated, example.total_mbq)
+    volume_ml = truth.size * example.grid.voxel_volume_ml
     return VoiResult(
         name=name,
-        kind=voi_class(name),
-        volume_ml=truth.size * example.grid.voxel_volume_ml,
+        kind=sized(voi_class(name), volume_ml),
+        volume_ml=volume_ml,
         true_mean=_per_mbq(float(truth.mean(dtype=np.float64)), example.total_mbq),
         label_uncertainty=label_uncertainty(example, name),
         by_method=by_method,
+        label_noise=_stated(example, "label_uncertainty", name, "of_voxels"),
+        mc_uncertainty=_stated(example, "mc_on_spect_uncertainty", name, "of_mean"),
+        mc_noise=_stated(example, "mc_on_spect_uncertainty", name, "of_voxels"),
     )
 
 
@@ -253,10 +296,15 @@ def label_uncertainty(example: Example, voi: str) -> float:
 
     Read from ``meta["label_uncertainty"]``: VOI -> {"of_mean": ..., "of_voxels": ...}.
     """
-    of_vois = example.meta.get("label_uncertainty", {})
+    return _stated(example, "label_uncertainty", voi, "of_mean")
+
+
+def _stated(example: Example, of: str, voi: str, what: str) -> float:
+    """From ``meta[of]``, as `label_uncertainty` says; 0 where nothing is stated."""
+    of_vois = example.meta.get(of) or {}
     # Healthy liver may have been asked for under the organ's own name.
     known = of_vois.get(voi) or (of_vois.get("liver") if voi == HEALTHY_LIVER else None)
-    return float(known["of_mean"]) if known else 0.0
+    return float(known.get(what, 0.0)) if known else 0.0
 
 
 def _per_mbq(mgy_per_h: float, total_mbq: float) -> float:

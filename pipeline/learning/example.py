@@ -40,7 +40,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Example:
         "L2" to "L5".
     total_mbq: activity of the SPECT in the whole field of view; `grid` is only the box of the body.
     realisations: other noise of the same image, for ensemble noise.
-    meta: how it was made: counts, camera, shifts, decays, each VOI's label uncertainty.
+    meta: how it was made: counts, camera, shifts, decays followed and rounds, each VOI's label uncertainty.
     """
 
     patient_id: str
@@ -191,6 +191,22 @@ def load(path: Path) -> Example:
         raise InputRejected(
             f"{path} has no {error.args[0]!r}", "It is no example of this software: generate it again"
         ) from error
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What an example says of itself, without its maps: family, texture, spacing_mm (z, y, x), and `meta`.
+
+    raises: InputRejected as `load`.
+    """
+    content = _read(path, ("format", "family", "texture", "spacing_mm", "meta"))
+    if len(content) < 5 or str(content["format"]) != FORMAT:
+        raise InputRejected(f"{path} is no {FORMAT!r}", "Generate it again")
+    return {
+        **json.loads(str(content["meta"])),
+        "family": str(content["family"]),
+        "texture": str(content["texture"]),
+        "spacing_mm": _triple(content["spacing_mm"]),
+    }
 
 
 def _example(path: Path, content: Mapping[str, Any]) -> Example:
@@ -316,10 +332,11 @@ def _triple(values: Any) -> Triple:
     return a, b, c
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """All arrays of a file, or those of these names that it has."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
+            return {key: file[key] for key in file.files if names is None or key in names}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputRejected(f"{path} cannot be read: {error}", "Delete it and make it again") from error
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ from pipeline.learning.example import Example, Realisation, save
 from pipeline.learning.scene import Patient, Scene, drawn_scene
 from pipeline.montecarlo.decay_data import load_source
 from pipeline.montecarlo.simulate import Limits, simulate
-from pipeline.simulate.acquisition import projected, reconstructed
+from pipeline.simulate.acquisition import Means, projected, reconstructed
 from pipeline.simulate.camera import SpectCamera
 from pipeline.volume import Grid, Volume
 
@@ -46,6 +46,8 @@ TRAINING_FAMILIES = ("trunk", "harmonic")
 TEST_FAMILY = "stylised"
 TRAINING_TEXTURE = "mixed"
 TEST_TEXTURE = "filaments"
+ON_SPECT_SEED = 1 << 24
+"""Monte Carlo on the SPECT counts its seeds from here, far from those of any patient's truth."""
 OBSTACLE_G_PER_CM3 = 0.03
 """The foam of a mattress and more: what heads keep clear of."""
 
@@ -191,51 +193,23 @@ def example_of(
     device: of all that runs on one; scatter is simulated on the processor.
     """
     began = time.monotonic()
-    rng = np.random.default_rng([patient.seed, 12])
-    counts = float(np.exp(rng.uniform(*np.log(settings.counts))))
-    spect_grid = scene.spect_grid
-    clearance = float(rng.uniform(*settings.clearance_mm))
-    camera = replace(camera, orbit_mm=_orbit(scene.resting, spect_grid, camera, clearance))
+    judges = patient.split == "test"
     box = _box(scene, settings.margin_mm)
     progress("projections", 0.05)
-    means = projected(
-        scene.seen, scene.attenuating, camera, spect_grid, patient.seed, device=device, threads=threads
-    )
-
-    def image(noise: int) -> tuple[Volume, Volume, float]:
-        """SPECT and DVK in the body's box, and the activity in the whole field."""
+    acquisition = _Acquisition.of(scene, patient, settings, camera, device, threads)
+    images = []
+    for noise in range(settings.realisations if judges else 1):
         progress("reconstruction", 0.2 + 0.1 * noise)
-        seen = reconstructed(
-            means,
-            scene.seen,
-            scene.resting,
-            camera,
-            spect_grid,
-            counts,
-            16 * patient.seed + noise,
-            device=device,
-            threads=threads,
-        )
-        onto = averaged(seen.image, scene.density.grid)
-        request = DoseRequest(
-            onto, scene.density, nuclide(camera.nuclide), device=device, kernel_cache=kernels
-        )
-        return onto.boxed(box), dvk_dose_rate(request).volume.boxed(box), _total_mbq(onto)
-
-    spect, dvk, total = image(0)
-    again = []
-    for noise in range(1, settings.realisations if patient.split == "test" else 1):
-        other, its_dvk, its_total = image(noise)
-        again.append(Realisation(other.array, its_dvk.array, its_total))
+        images.append(acquisition.image(noise, box, kernels))
     density = scene.density.boxed(box)
     vois = {name: np.ascontiguousarray(mask[box]) for name, mask in scene.vois.items()}
     dose = _Truth(density, vois, settings, patient, camera.nuclide, device, threads)
     progress("Monte Carlo", 0.4)
-    truth, labels = dose.of(scene.activity.boxed(box))
-    on_spect, on_spect_labels = None, None
-    if patient.split == "test":
+    truth = dose.of(scene.activity.boxed(box))
+    on_spect: _Label | None = None
+    if judges:
         progress("Monte Carlo on the SPECT", 0.7)
-        on_spect, on_spect_labels = dose.of(spect)
+        on_spect = dose.of(images[0].spect, ON_SPECT_SEED)
     progress("done", 1.0)
     return Example(
         patient_id=patient.patient_id,
@@ -243,26 +217,122 @@ def example_of(
         texture=patient.texture,
         seed=patient.seed,
         grid=density.grid,
-        spect=spect.array,
+        spect=images[0].spect.array,
         density=density.array,
-        dvk=dvk.array,
-        truth=truth.array,
+        dvk=images[0].dvk.array,
+        truth=truth.rate.array,
         vois=vois,
-        total_mbq=total,
-        mc_on_spect=None if on_spect is None else on_spect.array,
-        realisations=tuple(again),
+        total_mbq=images[0].total_mbq,
+        mc_on_spect=None if on_spect is None else on_spect.rate.array,
+        realisations=tuple(Realisation(i.spect.array, i.dvk.array, i.total_mbq) for i in images[1:]),
         meta={
-            "camera": camera.name,
-            "radius_mm": [round(float(r), 1) for r in (min(camera.orbit_mm), max(camera.orbit_mm))],
-            "counts": counts,
-            "scatter_fraction": round(means.scatter_fraction, 4),
+            **acquisition.facts(),
             "true_mbq": _total_mbq(scene.activity),
-            "label_uncertainty": labels,
-            "mc_on_spect_uncertainty": on_spect_labels,
+            **truth.facts("", "label_uncertainty"),
+            **({} if on_spect is None else on_spect.facts("mc_on_spect_", "mc_on_spect_uncertainty")),
             "seconds": round(time.monotonic() - began, 1),
             **scene.facts,
         },
     )
+
+
+class _Image(NamedTuple):
+    """SPECT (Bq/mL) and DVK's dose rate of it (mGy/h) in the body's box; the activity in the whole field."""
+
+    spect: Volume
+    dvk: Volume
+    total_mbq: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Acquisition:
+    """A scene on the camera: all but the noise, which makes one image of it or another."""
+
+    scene: Scene
+    patient: Patient
+    camera: SpectCamera
+    counts: float
+    clearance_mm: float
+    means: Means
+    device: str
+    threads: int | None
+
+    @classmethod
+    def of(
+        cls,
+        scene: Scene,
+        patient: Patient,
+        settings: Settings,
+        camera: SpectCamera,
+        device: str,
+        threads: int | None,
+    ) -> _Acquisition:
+        """With counts and clearance as the patient's number draws them."""
+        rng = np.random.default_rng([patient.seed, 12])
+        counts = float(np.exp(rng.uniform(*np.log(settings.counts))))
+        clearance = float(rng.uniform(*settings.clearance_mm))
+        round_him = replace(camera, orbit_mm=_orbit(scene.resting, scene.spect_grid, camera, clearance))
+        means = projected(
+            scene.seen,
+            scene.attenuating,
+            round_him,
+            scene.spect_grid,
+            patient.seed,
+            device=device,
+            threads=threads,
+        )
+        return cls(scene, patient, round_him, counts, clearance, means, device, threads)
+
+    def image(self, noise: int, box: tuple[slice, slice, slice], kernels: Path | None) -> _Image:
+        """One realisation, on the CT."""
+        scene = self.scene
+        seen = reconstructed(
+            self.means,
+            scene.seen,
+            scene.resting,
+            self.camera,
+            scene.spect_grid,
+            self.counts,
+            16 * self.patient.seed + noise,
+            device=self.device,
+            threads=self.threads,
+        )
+        onto = averaged(seen.image, scene.density.grid)
+        of = nuclide(self.camera.nuclide)
+        request = DoseRequest(onto, scene.density, of, device=self.device, kernel_cache=kernels)
+        return _Image(onto.boxed(box), dvk_dose_rate(request).volume.boxed(box), _total_mbq(onto))
+
+    def facts(self) -> dict[str, Any]:
+        """For `Example.meta`."""
+        camera = self.camera
+        return {
+            "camera": camera.name,
+            "pixel_mm": camera.pixel_mm,
+            "views": camera.views,
+            "fwhm_mm_at_100_mm": round(camera.fwhm_mm(100.0), 3),
+            "radius_mm": [round(float(r), 1) for r in (min(camera.orbit_mm), max(camera.orbit_mm))],
+            "clearance_mm": round(self.clearance_mm, 1),
+            "counts": self.counts,
+            "scatter_fraction": round(self.means.scatter_fraction, 4),
+        }
+
+
+class _Label(NamedTuple):
+    """A dose rate by Monte Carlo. uncertainty: of each VOI. decays: electrons' and photons', all rounds."""
+
+    rate: Volume
+    uncertainty: dict[str, dict[str, float]]
+    decays: tuple[int, int]
+    rounds: int
+
+    def facts(self, prefix: str, uncertainty: str) -> dict[str, Any]:
+        """For `Example.meta`: by how many decays it was made, and how certain it is."""
+        return {
+            f"{prefix}electron_decays": self.decays[0],
+            f"{prefix}photon_decays": self.decays[1],
+            f"{prefix}rounds": self.rounds,
+            uncertainty: self.uncertainty,
+        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -277,11 +347,15 @@ class _Truth:
     device: str
     threads: int | None
 
-    def of(self, activity: Volume) -> tuple[Volume, dict[str, Any]]:
-        """The dose rate, and how certain each VOI's mean is: further rounds until it is enough."""
+    def of(self, activity: Volume, first_seed: int = 0) -> _Label:
+        """The dose rate, and how certain each VOI's mean is: further rounds until it is enough.
+
+        first_seed: another one for another activity: with the same, the noise of both would be alike.
+        """
         decays = self.settings.test_decays if self.patient.split == "test" else self.settings.decays
         total = np.zeros(self.density.grid.shape, np.float64)
         of_mean, of_voxels = dict.fromkeys(self.vois, 0.0), dict.fromkeys(self.vois, 0.0)
+        electrons = photons = 0
         for number in range(1, self.settings.rounds + 1):
             run = simulate(
                 activity,
@@ -289,11 +363,12 @@ class _Truth:
                 load_source(self.nuclide),
                 regions=self.vois,
                 limits=Limits(decays=decays),
-                seed=self.patient.seed * 16 + number,
+                seed=first_seed + self.patient.seed * 16 + number,
                 device=self.device,
                 threads=self.threads,
             )
             total += run.dose_rate.array
+            electrons, photons = electrons + run.electron_decays, photons + run.photon_decays
             for region in run.regions:
                 of_mean[region.name] += region.uncertainty_of_mean**2
                 of_voxels[region.name] += region.mean_voxel_uncertainty**2
@@ -301,14 +376,30 @@ class _Truth:
                 break
         mean = (total / number).astype(np.float32)
         _require_dose(mean, self.patient)
-        facts = {
+        certainty = {
             name: {
                 "of_mean": float(np.sqrt(of_mean[name])) / number,
                 "of_voxels": float(np.sqrt(of_voxels[name])) / number,
             }
             for name in self.vois
         }
-        return Volume(mean, self.density.grid, "mGy/h"), facts
+        self._warn(certainty, number)
+        rate = Volume(mean, self.density.grid, "mGy/h")
+        return _Label(rate, certainty, (electrons, photons), number)
+
+    def _warn(self, certainty: Mapping[str, Mapping[str, float]], rounds: int) -> None:
+        """Of every VOI that is less certain than was asked for."""
+        wanted = self.settings.uncertainty
+        short = {name: of["of_mean"] for name, of in certainty.items() if of["of_mean"] > wanted}
+        if short:
+            log.warning(
+                "%s: after %d rounds the Monte Carlo is less certain than the %.2g %% asked for in %s: "
+                "raise decays or rounds",
+                self.patient.patient_id,
+                rounds,
+                100 * wanted,
+                ", ".join(f"{name} ({value:.2%})" for name, value in short.items()),
+            )
 
 
 def _require_dose(dose: NDArray[np.float32], patient: Patient) -> None:

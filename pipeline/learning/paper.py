@@ -42,7 +42,18 @@ ERRORS: Mapping[VoiClass, tuple[float, float]] = {
 }
 """Its network's own mean error and NRMSE, where it states them."""
 
+
+def dvk_error(kind: VoiClass, metric: Metric) -> float:
+    """Of the paper's DVK: follows from its network's error and reduction; NaN where these are not stated."""
+    if kind not in ERRORS or metric not in ("mean_error", "nrmse"):
+        return math.nan
+    error = ERRORS[kind][("mean_error", "nrmse").index(metric)]
+    return error / (1.0 - REDUCTIONS[kind][metric, DVK])
+
+
 LEAST_PATIENTS, LEAST_LESIONS = 5, 15
+LABEL_UNCERTAINTY = 0.005
+"""Of the mean in a VOI, relative, k=1: of the truth and of Monte Carlo on the SPECT."""
 
 KIDNEYS = (VoiClass.LEFT_KIDNEY, VoiClass.RIGHT_KIDNEY)
 
@@ -63,7 +74,7 @@ class Target:
 
 
 def targets(evaluation: Evaluation, method: str = CNN) -> tuple[Target, ...]:
-    """What weights must reach on patients of a family that training did not see."""
+    """What weights must reach on a family that training did not see, in lesions of 2 mL or more."""
     lesions, kidneys = summary(evaluation, VoiClass.LESION), summary(evaluation, *KIDNEYS)
     return (
         Target("lesion mean error", DVK, 0.55, lesions.reduction("mean_error", method, DVK)),

@@ -32,12 +32,12 @@ from numpy.typing import NDArray
 
 from models import training
 from models.samples import Sample, sample
-from models.scaling import SPECT_SCALE, density_input, dose_target
+from models.scaling import density_input, dose_target, spect_input
 from pipeline.cores import available_cores
-from pipeline.dose_rate import BQ_PER_MBQ, Progress, silent
+from pipeline.dose_rate import Progress, silent
 from pipeline.errors import InputRejected
 from pipeline.learning import generate as generating
-from pipeline.learning.example import Example, load
+from pipeline.learning.example import Example, described, load
 from pipeline.learning.scene import Patient, Split, given_scene
 from pipeline.simulate.camera import SpectCamera
 
@@ -51,7 +51,6 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 GENERATING, TRAINING = 0.45, 0.45
 HOUR_S = 3600.0
 LEAST_TO_TRAIN = 2
-RESOLUTION_AT_MM = 100.0
 HELD_BACK = 5
 """Of a hospital's own patients one in so many is judged, and one in so many looked at while training."""
 
@@ -103,7 +102,8 @@ class Recipe:
         if self.learning is not None:
             return self.learning
         if self.device == "cpu":
-            return training.Settings(seconds=seconds)
+            # Four times as many patients in the same time, and kernels as wide as the camera's response.
+            return training.Settings(seconds=seconds, in_plane=2, crop=80, margin=8, batch=2)
         return training.Settings(seconds=seconds, batch=16, loaders=8, memory_gb=20.0)
 
 
@@ -270,17 +270,18 @@ def train(work: Work, left: Callable[[], float]) -> None:
         raise InputRejected(
             f"{folder} holds {there} examples", f"Generate {LEAST_TO_TRAIN} or more: --stage generate"
         )
-    validation = list(new_samples(work.folder / "validation", set()))
+    in_plane = recipe.loop.in_plane
+    validation = list(new_samples(work.folder / "validation", set(), in_plane))
     for architecture in recipe.architectures:
         work.tell(f"training {architecture} on {there} patients")
         trained = training.train(
             training.fresh(architecture, recipe.middle, recipe.loop.seed),
-            new_samples(folder, set()),
+            new_samples(folder, set(), in_plane),
             recipe.loop,
             network_folder(work.folder, architecture),
             device=recipe.device,
             validation=validation,
-            more=partial(new_samples, folder),
+            more=partial(new_samples, folder, in_plane=in_plane),
             pause_after_s=max(left(), 1.0),
             clock=work.clock,
             tell=lambda entry: work.tell(said(entry)),
@@ -295,26 +296,37 @@ def network_folder(folder: Path, architecture: str) -> Path:
     return folder / "networks" / architecture
 
 
-def new_samples(folder: Path, known: set[str]) -> Iterator[Sample]:
+def new_samples(folder: Path, known: set[str], in_plane: int = 1) -> Iterator[Sample]:
     """Examples of a folder that are not known yet, as the network learns from them."""
     for path in sorted(folder.glob("*.npz")):
         if path.name not in known:
-            yield sample_of(load(path), path)
+            yield sample_of(load(path), path, in_plane)
 
 
-def sample_of(example: Example, path: Path) -> Sample:
-    """An example in the network's units. path: for errors; its name is the sample's."""
+def sample_of(example: Example, path: Path, in_plane: int = 1) -> Sample:
+    """An example in the network's units. path: for errors; its name is the sample's.
+
+    in_plane: voxels of the example, along rows and along columns, that make one of the network's.
+    """
     if not example.total_mbq > 0:
         raise InputRejected(f"{path} holds no activity", "Remove it")
-    # The sum that scales the SPECT is that of its whole field, of which an example keeps the body's box.
-    spect = example.spect * np.float32(SPECT_SCALE / (example.total_mbq * BQ_PER_MBQ))
+    # Relative to the activity of the SPECT's whole field, of which an example keeps the body's box.
     return sample(
         path.name,
-        spect,
-        density_input(example.density),
-        dose_target(example.dvk, example.total_mbq),
-        dose_target(example.truth, example.total_mbq),
+        spect_input(_merged(example.spect, in_plane), example.total_mbq),
+        density_input(_merged(example.density, in_plane)),
+        dose_target(_merged(example.dvk, in_plane), example.total_mbq),
+        dose_target(_merged(example.truth, in_plane), example.total_mbq),
     )
+
+
+def _merged(array: NDArray[np.float32], parts: int) -> NDArray[np.float32]:
+    """Means over so many rows and columns; what is left over at the end is cut off."""
+    if parts == 1:
+        return array
+    z, y, x = array.shape[0], array.shape[1] // parts, array.shape[2] // parts
+    blocks = array[:, : y * parts, : x * parts].reshape(z, y, parts, x, parts)
+    return np.asarray(blocks.mean(axis=(2, 4)), dtype=np.float32)
 
 
 def said(entry: dict[str, float]) -> str:
@@ -339,9 +351,9 @@ def evaluate(work: Work, left: Callable[[], float]) -> None:
     from pipeline.learning import evaluation, report, results
 
     methods = evaluation.classical_methods()
-    voxel = _voxel_mm(work.folder)
     for architecture in _trained(work):
-        network = training.averaged_network(network_folder(work.folder, architecture) / training.CHECKPOINT)
+        checkpoint = network_folder(work.folder, architecture) / training.CHECKPOINT
+        network, voxel = training.averaged_network(checkpoint), _voxel_mm(work.folder, checkpoint)
         name = results.NETWORK_NAMES[architecture]
         methods[name] = evaluation.network_method(network.to(work.recipe.device), voxel, work.recipe.device)
     pictures = _Pictures(work)
@@ -360,7 +372,7 @@ def publish(work: Work, left: Callable[[], float]) -> None:
     raises: InputRejected before evaluation: no weights without an account of how good they are.
     """
     from models import weights
-    from pipeline.learning import comparison, report, results
+    from pipeline.learning import comparison, facts, report, results
 
     path = work.folder / "evaluation.json"
     if not path.exists():
@@ -368,21 +380,25 @@ def publish(work: Work, left: Callable[[], float]) -> None:
     recipe, architecture = work.recipe, _trained(work)[0]
     method = results.NETWORK_NAMES[architecture]
     found = results.load(path)
-    network = training.averaged_network(network_folder(work.folder, architecture) / training.CHECKPOINT)
+    folder = network_folder(work.folder, architecture)
+    network = training.averaged_network(folder / training.CHECKPOINT)
+    told = [described(example) for example in sorted((work.folder / "train").glob("*.npz"))]
+    checkpoint = training.read_checkpoint(folder / training.CHECKPOINT)
+    trained = facts.training_facts(told, checkpoint, training.read_log(folder / training.LOG))
     manifest = weights.Manifest(
         name=recipe.name,
         architecture=architecture,
         middle=network.middle,
         nuclide=work.camera.nuclide,
-        voxel_mm=_voxel_mm(work.folder),
-        camera=camera_facts(work.camera, recipe.generate),
-        training=training_facts(work, architecture),
+        voxel_mm=_voxel_mm(work.folder, folder / training.CHECKPOINT),
+        camera=facts.camera_facts(told, work.camera),
+        training=trained,
         metrics=report.manifest_metrics(found, method),
         ood=comparison.energy_limits(found, method),
         date=work.today,
         software=recipe.software,
     )
-    again = f"dicomnode train {work.folder.name} --hours {recipe.hours:g} --device {recipe.device}"
+    again = f"dicomnode train {work.folder.name} --hours {_hours(recipe, trained):g} --device {recipe.device}"
     target = work.folder / "weights" / recipe.name
     weights.save(
         target,
@@ -394,40 +410,12 @@ def publish(work: Work, left: Callable[[], float]) -> None:
     work.tell(f"weights in {target}")
 
 
-def camera_facts(camera: SpectCamera, settings: generating.Settings) -> dict[str, Any]:
-    """The camera that the SPECT was simulated with.
-
-    Its resolution is that at 10 cm, as a physicist measures it; heads that kept their distance within the
-    clearances trained with differ from each other as cameras of this range do at the mean clearance.
-    """
-    near, far = settings.clearance_mm
-    half = (far - near) / 2
-    return {
-        "name": camera.name,
-        "pixel_mm": camera.pixel_mm,
-        "views": camera.views,
-        "clearance_mm": [near, far],
-        "counts": list(settings.counts),
-        "resolution_fwhm_mm": [
-            round(float(camera.fwhm_mm(RESOLUTION_AT_MM + shift)), 1) for shift in (-half, half)
-        ],
-    }
-
-
-def training_facts(work: Work, architecture: str) -> dict[str, Any]:
-    """What the weights were trained on."""
-    content = training.read_checkpoint(network_folder(work.folder, architecture) / training.CHECKPOINT)
-    names = sorted(path.stem for path in (work.folder / "train").glob("*.npz"))
-    families = sorted({name.rpartition("-")[2] for name in names}) if work.recipe.data is None else ["given"]
-    return {
-        "patients": len(names),
-        "families": families,
-        "texture": generating.TRAINING_TEXTURE if work.recipe.data is None else "given",
-        "decays": work.recipe.generate.decays,
-        "steps": int(content["step"]),
-        "hours": round(float(content["elapsed"]) / HOUR_S, 2),
-        "settings": json.loads(str(content["settings"])),
-    }
+def _hours(recipe: Recipe, trained: Mapping[str, Any]) -> float:
+    """Of all stages, by the time that the network was trained for, whatever this call was given."""
+    seconds = trained["settings"].get("seconds")
+    if seconds is None:
+        return recipe.hours
+    return round(float(seconds) * len(recipe.architectures) / TRAINING / HOUR_S, 2)
 
 
 def _trained(work: Work) -> list[str]:
@@ -446,10 +434,12 @@ def _examples(folder: Path) -> Iterator[Example]:
         yield load(path)
 
 
-def _voxel_mm(folder: Path) -> tuple[float, float, float]:
-    """Of the examples. raises: InputRejected without any."""
+def _voxel_mm(folder: Path, checkpoint: Path) -> tuple[float, float, float]:
+    """Of a network, (z, y, x): of the examples, merged as in training. Raises InputRejected for none."""
+    in_plane = json.loads(str(training.read_checkpoint(checkpoint)["settings"])).get("in_plane", 1)
     for path in sorted(folder.glob("*/*.npz")):
-        return load(path).grid.spacing_mm
+        z, y, x = described(path)["spacing_mm"]
+        return z, in_plane * y, in_plane * x
     raise InputRejected(f"{folder} holds no example", "Generate some first: --stage generate")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import InputRejected
-from pipeline.learning.vois import VoiClass
+from pipeline.learning.vois import VoiClass, sized
 
 DVK, MC, CNN = "DVK", "MC", "CNN"
 NO_RESIDUAL, PLAIN_2D = "CNN no residual", "CNN 2D"
@@ -44,7 +44,11 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class VoiResult:
-    """One VOI of one patient. true_mean: nGy/(MBq s). label_uncertainty: relative, of the true mean, k=1."""
+    """One VOI of one patient. true_mean: nGy/(MBq s).
+
+    label_uncertainty: relative, of the true mean, k=1. label_noise: likewise, of its voxels on average.
+    mc_uncertainty, mc_noise: the same of Monte Carlo on the SPECT. All 0 where nothing is stated.
+    """
 
     name: str
     kind: VoiClass
@@ -52,6 +56,9 @@ class VoiResult:
     true_mean: float
     label_uncertainty: float
     by_method: Mapping[str, Figures]
+    label_noise: float = 0.0
+    mc_uncertainty: float = 0.0
+    mc_noise: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,8 @@ class PatientResult:
 
     total_mbq: activity in the field of view. body_energy: method -> energy rate over DVK's, whole body.
     zero_for_zero: method -> whether it gives zero everywhere for the same patient without activity.
+    bare_for_zero: network -> what it would add for a SPECT of zero in this density, were it asked: its
+        highest size over DVK's highest, and its mean size over DVK's mean, in tissue.
     skipped: VOIs that could not be judged, and why.
     """
 
@@ -80,6 +89,7 @@ class PatientResult:
     body_energy: Mapping[str, float]
     noise: tuple[NoiseResult, ...] = ()
     zero_for_zero: Mapping[str, bool] = field(default_factory=dict)
+    bare_for_zero: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
 
 
@@ -126,12 +136,22 @@ def load(path: Path) -> Evaluation:
 def _patient(content: dict[str, Any]) -> PatientResult:
     vois = tuple(_voi(one) for one in content["vois"])
     noise = tuple(NoiseResult(**one) for one in content["noise"])
-    return PatientResult(**{**content, "vois": vois, "noise": noise, "skipped": tuple(content["skipped"])})
+    bare = {name: (highest, mean) for name, (highest, mean) in content.get("bare_for_zero", {}).items()}
+    skipped = tuple(content["skipped"])
+    return PatientResult(
+        **{**content, "vois": vois, "noise": noise, "bare_for_zero": bare, "skipped": skipped}
+    )
 
 
 def _voi(content: dict[str, Any]) -> VoiResult:
     by_method = {name: _one(figures) for name, figures in content["by_method"].items()}
-    return VoiResult(**{**content, "kind": VoiClass(content["kind"]), "by_method": by_method})
+    # What had no end (a VOI that no decay reached) was written as null.
+    stated = {key: math.inf for key in _UNCERTAINTIES if content.get(key, 0.0) is None}
+    kind = sized(VoiClass(content["kind"]), content["volume_ml"])
+    return VoiResult(**{**content, **stated, "kind": kind, "by_method": by_method})
+
+
+_UNCERTAINTIES = ("label_uncertainty", "label_noise", "mc_uncertainty", "mc_noise")
 
 
 def _one(content: dict[str, Any]) -> Figures:

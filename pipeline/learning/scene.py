@@ -106,12 +106,19 @@ def given_scene(folder: Path, patient: Patient, camera: SpectCamera) -> Scene:
                 "Concentrations and densities are not negative, and not zero everywhere",
             )
     grid = _network_lattice(density.grid)
+    _require_seen(folder, grid, camera)
     spect_grid = spect_grid_on(grid, camera, np.random.default_rng([patient.seed, 13]))
     fine = primary_grid(camera, spect_grid)
     vois = {
-        path.stem: averaged(load_volume(path, "1"), grid).array >= 0.5
+        path.stem: averaged(_inside(load_volume(path, "1")), grid).array >= 0.5
         for path in sorted((folder / "vois").glob("*.npz"))
     }
+    vois = {name: mask for name, mask in vois.items() if _large_enough(mask, grid)}
+    if patient.split == "test" and not vois:
+        raise InputRejected(
+            f"{folder / 'vois'} holds no volume of interest of {LEAST_VOI_ML} mL or more",
+            "Add masks: this patient is one of those that the network is judged by",
+        )
     on_grid, resting = averaged(density, grid), averaged(density, fine)
     breath = _against_ct(np.random.default_rng([patient.seed, 11]))
     return Scene(
@@ -121,10 +128,27 @@ def given_scene(folder: Path, patient: Patient, camera: SpectCamera) -> Scene:
         seen=respiration.averaged(averaged(activity, fine), breath),
         attenuating=respiration.averaged(resting, breath),
         resting=resting,
-        vois={name: mask for name, mask in vois.items() if _large_enough(mask, grid)},
+        vois=vois,
         body=on_grid.array > 0.2,
         facts={"breathing_shifts_mm": list(breath.shifts_mm), "source": folder.name},
     )
+
+
+def _require_seen(folder: Path, grid: Grid, camera: SpectCamera) -> None:
+    """raises: InputRejected for a CT longer than the camera's field: beyond, there is truth without image."""
+    length, field = grid.shape[0] * grid.spacing_mm[0], camera.slices * camera.pixel_mm
+    # A voxel more at either end: where the camera's lattice lies is chance.
+    if length > field + 2 * camera.pixel_mm:
+        raise InputRejected(
+            f"{folder / 'density'}.npz is {length:.0f} mm long, and the field of the camera {camera.name!r} "
+            f"{field:.0f} mm",
+            "Cut activity, density and VOIs to one field of view along z, or make several patients of it",
+        )
+
+
+def _inside(voi: Volume) -> Volume:
+    """1 where a mask is not zero, whatever it holds there."""
+    return voi.with_array((voi.array != 0).astype(np.float32))
 
 
 def _against_ct(rng: np.random.Generator) -> Breathing:

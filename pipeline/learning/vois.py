@@ -16,6 +16,7 @@ class VoiClass(StrEnum):
     """What the figures of a VOI are averaged with, in the order of the tables."""
 
     LESION = "lesion"
+    SMALL_LESION = "lesion below 2 mL"
     LEFT_KIDNEY = "left kidney"
     RIGHT_KIDNEY = "right kidney"
     HEALTHY_LIVER = "healthy liver"
@@ -23,6 +24,10 @@ class VoiClass(StrEnum):
     LUMBAR = "lumbar vertebrae"
     OTHER = "other"
 
+
+LESIONS = (VoiClass.LESION, VoiClass.SMALL_LESION)
+LEAST_LESION_ML = 2.0
+"""What is asked of weights is asked of lesions of 2 to 100 mL, as the paper's were."""
 
 HEALTHY_LIVER = "healthy liver"
 BODY = "body"
@@ -45,6 +50,11 @@ def voi_class(name: str) -> VoiClass:
     return next((kind for kind, pattern in _SAYS if re.search(pattern, words)), VoiClass.OTHER)
 
 
+def sized(kind: VoiClass, volume_ml: float) -> VoiClass:
+    """The class of a VOI of that volume: lesions smaller than `LEAST_LESION_ML` have one of their own."""
+    return VoiClass.SMALL_LESION if kind is VoiClass.LESION and volume_ml < LEAST_LESION_ML else kind
+
+
 def vois_of_kind(vois: Mapping[str, Mask], kind: VoiClass) -> dict[str, Mask]:
     """The VOIs of one class, by name."""
     return {name: mask for name, mask in vois.items() if voi_class(name) is kind}
@@ -54,11 +64,11 @@ def judged_vois(vois: Mapping[str, Mask]) -> dict[str, Mask]:
     """The VOIs as they are judged: none empty, and the liver less its lesions.
 
     vois: name -> (z, y, x) mask. A VOI "liver" becomes "healthy liver"; where there is one already, that
-    remains and "liver" is left out.
+    remains and "liver" is left out. Of several, as of lobes, each keeps its own name: "healthy liver_left".
     """
-    lesions = [
-        mask for name, mask in vois_of_kind(vois, VoiClass.LESION).items() if name.lower() not in UNIONS
-    ]
+    # Their union says as much where it is given instead of, or beside, the lesions one by one.
+    lesions = list(vois_of_kind(vois, VoiClass.LESION).values())
+    livers = [name for name in vois if voi_class(name) is VoiClass.HEALTHY_LIVER]
     judged: dict[str, Mask] = {}
     for name, mask in vois.items():
         if name.lower() in UNIONS:
@@ -68,7 +78,7 @@ def judged_vois(vois: Mapping[str, Mask]) -> dict[str, Mask]:
                 continue
             for lesion in lesions:
                 mask = mask & ~lesion
-            name = HEALTHY_LIVER
+            name = HEALTHY_LIVER if name == HEALTHY_LIVER or len(livers) == 1 else f"healthy {name}"
         if mask.any():
             judged[name] = mask
     return judged

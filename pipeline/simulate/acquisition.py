@@ -35,16 +35,16 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d
 
 from pipeline.averaging import averaged
 from pipeline.errors import InputRejected
-from pipeline.lattice import Shape, recentred, recut
+from pipeline.lattice import Shape, lengthened, recentred, recut
 from pipeline.simulate import osem, scatter
 from pipeline.simulate.camera import FWHM_PER_SIGMA, SpectCamera
 from pipeline.simulate.energy_windows import counts_in_air, photopeak_line
 from pipeline.simulate.fields import axis_coordinates
-from pipeline.simulate.projector import Projector, mu_map
+from pipeline.simulate.projector import Projector, mu_map, outline, outline_with_margin
 from pipeline.volume import Grid, Triple, Volume
 
 Float32 = NDArray[np.float32]
@@ -58,10 +58,6 @@ LEAST_COUNTS: Final = 1e3
 MOST_COUNTS: Final = 1e9
 # Activity beyond the field blurs into it; at 25 cm the response's σ is 9 mm.
 _BEYOND_FIELD_MM = 40.0
-# Body or table: a hundredth of water's attenuation, 1/mm.
-_DENSE_PER_MM = 1.4e-4
-# Respiration and noise move activity beyond the outline in the CT.
-_MARGIN_MM = 15.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -325,10 +321,10 @@ def _primaries(
     """(views, slices, bins) Bq."""
     fine = primary_grid(camera, grid)
     bq = on_lattice(activity, fine).array * np.float32(fine.voxel_volume_ml)
-    longer = on_lattice(scatter.lengthened(density, fine), fine)
+    longer = on_lattice(lengthened(density, fine), fine)
     mu = scatter.true_attenuation(longer, photopeak_line(camera))
     _require_inside(bq, _within_orbit(camera, fine, _centre(grid)), camera)
-    support = _outline(mu) | (bq > 0).any(axis=0)
+    support = outline(mu) | (bq > 0).any(axis=0)
     return _projector(mu, support, camera, device, threads, parts=FINER).forward(bq)
 
 
@@ -337,15 +333,7 @@ def _reconstruction_projector(
 ) -> Projector:
     mu = mu_map(_without_beyond_orbit(density, camera, grid), grid, camera.photopeak_kev)
     orbit = _within_orbit(camera, grid, _centre(grid))
-    reach = int(np.ceil(_MARGIN_MM / camera.pixel_mm))
-    step = np.arange(-reach, reach + 1)
-    disc = np.hypot(step[:, None], step[None, :]) <= reach
-    return _projector(mu, binary_dilation(_outline(mu), disc) & orbit, camera, device, threads)
-
-
-def _outline(mu: Float32) -> NDArray[np.bool_]:
-    """(y, x): where anything attenuates in any slice."""
-    return np.asarray((mu > _DENSE_PER_MM).any(axis=0))
+    return _projector(mu, outline_with_margin(mu, camera.pixel_mm) & orbit, camera, device, threads)
 
 
 def _within_orbit(camera: SpectCamera, grid: Grid, centre_mm: Triple) -> NDArray[np.bool_]:

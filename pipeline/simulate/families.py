@@ -1,10 +1,14 @@
-"""Families of anatomy: each draws its patients by shapes of its own, so that one can be kept for tests.
+"""Families of anatomy: each draws its organs by shapes of its own, so that one can be kept for tests.
 
 ========== ============================================================== =========
 trunk      implicit surfaces of a reference patient, scaled and bent      training
 harmonic   star-shaped surfaces, spherical and cylindrical harmonics      training
 stylised   quadrics, tori and planes                                      tests
 ========== ============================================================== =========
+
+What they share: lesions (`lesions.scattered`: number, size, contrast, form, CT numbers) and what tissues hold
+(`makeup.VariedMakeup`). A test on another family therefore says how a network does on other anatomy, not on
+other lesions.
 
 A new family is a function ``(rng, texture) -> Anatomy`` and a row of `FAMILIES`.
 """

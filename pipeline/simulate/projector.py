@@ -40,6 +40,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter1d
 from pipeline.averaging import averaged
 from pipeline.cores import available_cores
 from pipeline.errors import InputRejected
+from pipeline.lattice import lengthened
 from pipeline.montecarlo.cuda import device_number, why_unavailable
 from pipeline.montecarlo.data import load_physics
 from pipeline.montecarlo.materials import CORTICAL_BONE, MATERIALS, WATER
@@ -54,9 +55,9 @@ Views = NDArray[np.int64]
 
 # Attenuation in one voxel that the series of `transmission` follows to 1e-5.
 _LARGEST_PATH = 0.5
-# A hundredth of water's: lung has a fifth of it at least, air a thousandth.
+# Body or table, a hundredth of water's attenuation: lung has a fifth of it at least, air a thousandth.
 _BODY_PER_MM = 1.4e-4
-# Respiration and misregistration move activity beyond the outline in the density.
+# Respiration, misregistration and noise move activity beyond the outline in the density.
 _BODY_MARGIN_MM = 15.0
 
 
@@ -170,7 +171,7 @@ class Projector:
         self._penetration = penetration and camera.penetration_fraction > 0
         self._fine = fine_bins(self.shape, sides, camera)
         _require_attenuation(mu, sides[1])
-        self.support = _outline(mu, sides[1]) if support is None else np.asarray(support, dtype=bool)
+        self.support = _support(mu, sides[1]) if support is None else np.asarray(support, dtype=bool)
         if self.support.shape != self.shape[1:] or not self.support.any():
             raise InputRejected(
                 f"a support of shape {self.support.shape} with {np.count_nonzero(self.support)} voxels does "
@@ -323,17 +324,26 @@ def _require_attenuation(mu: Float32, voxel_mm: float) -> None:
         )
 
 
-def _outline(mu: Float32, voxel_mm: float) -> NDArray[np.bool_]:
-    """(y, x): the body in any slice, and a margin; the inscribed circle without a body."""
-    y, x = (np.arange(n) - (n - 1) / 2 for n in mu.shape[1:])
-    radius = np.hypot(y[:, None], x[None, :])
-    body = np.asarray((mu > _BODY_PER_MM).any(axis=0))
-    if not body.any():
-        return np.asarray(radius <= min(mu.shape[1:]) / 2)
+def outline(mu: Float32) -> NDArray[np.bool_]:
+    """(y, x): where anything attenuates in any slice. mu: (z, y, x) 1/mm."""
+    return np.asarray((mu > _BODY_PER_MM).any(axis=0))
+
+
+def outline_with_margin(mu: Float32, voxel_mm: float) -> NDArray[np.bool_]:
+    """(y, x): likewise, and 15 mm round it. voxel_mm: side of a voxel in y and x."""
     reach = int(np.ceil(_BODY_MARGIN_MM / voxel_mm))
     step = np.arange(-reach, reach + 1)
     disc = np.hypot(step[:, None], step[None, :]) <= reach
-    return np.asarray(binary_dilation(body, disc))
+    return np.asarray(binary_dilation(outline(mu), disc))
+
+
+def _support(mu: Float32, voxel_mm: float) -> NDArray[np.bool_]:
+    """(y, x): the body and a margin; the inscribed circle without a body."""
+    around = outline_with_margin(mu, voxel_mm)
+    if around.any():
+        return around
+    y, x = (np.arange(n) - (n - 1) / 2 for n in mu.shape[1:])
+    return np.asarray(np.hypot(y[:, None], x[None, :]) <= min(mu.shape[1:]) / 2)
 
 
 def mu_map(density: Volume, grid: Grid, energy_kev: float = 208.37) -> Float32:
@@ -354,7 +364,7 @@ def mu_map(density: Volume, grid: Grid, energy_kev: float = 208.37) -> Float32:
         raise InputRejected("the density map is negative or not finite", "Correct the density map or its CT")
     for each in (density.grid, grid):
         axis_coordinates(each)  # refuses oblique grids
-    rho = averaged(_lengthened(density, grid), grid).array
+    rho = averaged(lengthened(density, grid), grid).array
     water, bone = (_mass_attenuation(medium, energy_kev) / 10.0 for medium in (WATER, CORTICAL_BONE))
     bone_density = MATERIALS[CORTICAL_BONE].density_g_per_cm3
     slope = (bone * bone_density - water) / (bone_density - 1.0)
@@ -368,15 +378,3 @@ def _mass_attenuation(medium: int, energy_kev: float) -> float:
         part[medium] for part in (physics.photoelectric, physics.incoherent, physics.coherent, physics.pair)
     )
     return float(np.exp(np.interp(np.log(energy_kev), np.log(physics.energy_kev), np.log(total))))
-
-
-def _lengthened(density: Volume, grid: Grid) -> Volume:
-    """With its end slices repeated as far as `grid` reaches."""
-    ends = density.grid.indices(grid.positions([(-0.5, 0, 0), (grid.shape[0] - 0.5, 0, 0)]))[:, 0]
-    before = max(0, int(np.ceil(-0.5 - ends.min())))
-    after = max(0, int(np.ceil(ends.max() - (density.grid.shape[0] - 0.5))))
-    if not before and not after:
-        return density
-    array = np.pad(density.array, ((before, after), (0, 0), (0, 0)), mode="edge")
-    longer = density.grid.boxed((-before, 0, 0), (array.shape[0], *density.grid.shape[1:]))
-    return Volume(array, longer, density.unit)

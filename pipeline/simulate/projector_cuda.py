@@ -79,10 +79,10 @@ def gather_slab(
 
 
 @_jit  # type: ignore[untyped-decorator]
-def scatter_slab(
+def spread_slab(
     planes: Float32, image: Float32, half_path: Float32, course: Course, views: Views, slab: int
 ) -> None:
-    """f += p · t, p ← p · t², see `slab_steps.scatter`."""
+    """f += p · t, p ← p · t², see `slab_steps.spread`."""
     z, j, number = cuda.grid(3)
     if number >= views.size or z >= image.shape[2]:
         return
@@ -142,7 +142,7 @@ class CardRunner:
             old, new = self._blurred(old, self._planes(views.size), views, chosen, self._face)
             first, last = self._reach(views)
             for slab in range(first, last + 1):
-                scatter_slab[self._blocks(views.size), BLOCK](
+                spread_slab[self._blocks(views.size), BLOCK](
                     old, image, self._half_path, self._course, chosen, slab
                 )
                 if slab < last:

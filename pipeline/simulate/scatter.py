@@ -39,6 +39,7 @@ from pipeline.averaging import averaged
 from pipeline.constants import ELECTRON_REST_KEV
 from pipeline.cores import available_cores
 from pipeline.errors import InputRejected
+from pipeline.lattice import lengthened
 from pipeline.montecarlo import energy
 from pipeline.montecarlo.compiled import F
 from pipeline.montecarlo.data import PhysicsData, load_physics
@@ -195,20 +196,6 @@ def require_activity(activity: Volume, density: Volume) -> None:
             f"{astray} voxels with activity lie beside the density's grid",
             "Extend the density to where the activity is, or crop the activity",
         )
-
-
-def lengthened(density: Volume, onto: Grid) -> Volume:
-    """The density with its end slices repeated along z as far as `onto` reaches; both axial."""
-    (low, high), (first, last) = _extent(onto)[0], _extent(density.grid)[0]
-    step = density.grid.spacing_mm[0]
-    below, above = (max(0, math.ceil(gap / step - 1e-6)) for gap in (first - low, high - last))
-    if density.grid.direction[0][2] < 0:
-        below, above = above, below
-    if not below and not above:
-        return density
-    array = np.pad(density.array, ((below, above), (0, 0), (0, 0)), mode="edge")
-    shape = (array.shape[0], density.grid.shape[1], density.grid.shape[2])
-    return Volume(array, density.grid.boxed((-below, 0, 0), shape), density.unit)
 
 
 def true_attenuation(density: Volume, kev: float) -> Float32:

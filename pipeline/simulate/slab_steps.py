@@ -119,7 +119,7 @@ def gather(plane: Float32, image: Float32, half_path: Float32, course: Course, v
 
 
 @compiled
-def scatter(plane: Float32, image: Float32, half_path: Float32, course: Course, view: int, slab: int) -> None:
+def spread(plane: Float32, image: Float32, half_path: Float32, course: Course, view: int, slab: int) -> None:
     """The transpose of `gather`: f += p · t, p ← p · t²."""
     begin = course.image_z
     for j in range(course.low[view, slab], course.high[view, slab]):
@@ -199,7 +199,7 @@ def back_project(
             blur(old, new, row, course, view, face)
             old, new = new, old
         for slab in range(course.first[view], last + 1):
-            scatter(old, image, half_path, course, view, slab)
+            spread(old, image, half_path, course, view, slab)
             if slab < last:
                 for _ in range(course.passes[view, slab]):
                     blur(old, new, row, course, view, slab)

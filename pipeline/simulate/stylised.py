@@ -4,8 +4,8 @@ The idea is that of the mathematical phantoms of MIRD Pamphlet 5 (Snyder et al.,
 Cristy and Eckerman, ORNL/TM-8381 (1987): every organ an ellipsoid, an elliptical cylinder, a cone or a
 torus, cut by planes. The equations and dimensions here are this family's own: each patient draws the
 body's size, and each organ its size, place and tilt; a smooth displacement of 3 to 12 mm bends them all.
-No shape is shared with the other families, so figures on this one tell how a network does on anatomy
-that it has not seen.
+No organ's shape is shared with the other families, so figures on this one tell how a network does on
+anatomy that it has not seen. Lesions are those of every family (`lesions.scattered`), at sites of its own.
 
 Coordinates as everywhere: LPS mm, the origin in the middle of L1 and of the trunk, head to +z.
 """

@@ -167,6 +167,24 @@ def test_a_dose_grid_that_is_too_coarse_leaves_dvk_alone(
     assert "6 mm wide" in " ".join(texts(dcmread(tmp_path / "out" / "SR.dcm")))
 
 
+def test_a_map_of_an_earlier_run_that_nothing_replaces_is_named(
+    study: StudyFiles, both: tuple[Outcome, Path], tmp_path: Path
+) -> None:
+    """The archive still shows the network's map beside the new report, which has none."""
+    from dicomnode.case_job import perform
+    from dicomnode.folder import _headers
+    from dicomnode.job import Job
+    from dicomnode.selection import Preferences, choose
+
+    inputs = choose(_headers(study.folder, Console(quiet=True)), Preferences())
+    settings = config(["cnn"], tmp_path / "data")
+    perform(Job(inputs, settings, tmp_path / "out", "again", predecessors=both[0].results))
+    old = {r.engine: r.sop_instance_uid for r in both[0].results if r.kind == "RTDOSE"}
+    (told,) = (t for t in texts(dcmread(tmp_path / "out" / "SR.dcm")) if "an earlier run made" in t)
+    assert old["cnn"] in told
+    assert old["dvk"] not in told
+
+
 def altered(folder: Path) -> Path:
     untrained_weights.write(folder)
     path = folder / "weights.safetensors"
@@ -222,22 +240,37 @@ def test_check_is_content_with_weights_that_hold(tmp_path: Path, weights: tuple[
     found = looked_at(config(["cnn"], tmp_path, untrained_weights.camera(weights[0])))
     (finding,) = found.values()
     assert (finding.level, finding.subject) == ("ok", '[[camera]] "NM1" cnn_weights')
-    assert f"untrained 7 for Lu-177, {weights[1].sha256[:12]}" in finding.text
+    assert f"untrained 7 for Lu-177, SHA-256 {weights[1].sha256}" in finding.text
+
+
+def test_check_names_settings_that_keep_the_network_from_running(
+    tmp_path: Path, weights: tuple[Path, Manifest]
+) -> None:
+    dose = {"engines": ["cnn"], "grid_spacing_mm": [6.0, 4.0, 4.0], "memory_limit_gb": 4.0}
+    found = looked_at(config(["cnn"], tmp_path, untrained_weights.camera(weights[0]), dose=dose))
+    for subject, text in (("grid_spacing_mm", "6 mm"), ("memory_limit_gb", "4 GB")):
+        finding = found[f"[dose] {subject}"]
+        assert (finding.level, text in finding.text) == ("warning", True)
 
 
 def test_check_names_what_is_wrong_with_weights(tmp_path: Path, weights: tuple[Path, Manifest]) -> None:
+    untrained_weights.write(tmp_path / "other", architecture="no-residual")
     cases = {
         "no weights": untrained_weights.camera(tmp_path / "none"),
         "not what its manifest states": untrained_weights.camera(altered(tmp_path / "altered")),
         "has 20 mm": untrained_weights.camera(weights[0], resolution_fwhm_mm=20.0),
+        "neither the name of shipped weights nor an absolute path": untrained_weights.camera("weights/w"),
+        "no correction of DVK's": untrained_weights.camera(tmp_path / "other"),
     }
     for text, entry in cases.items():
         found = [
             f
-            for f in check(config(["dvk"], tmp_path / "data", entry), network=False)
+            for engines in (["cnn"], ["dvk"])
+            for f in check(config(engines, tmp_path / "data", entry), network=False)
             if f.subject.startswith("[[camera]]")
         ]
-        assert [f.level for f in found] == ["problem"], text
+        # Where no case will ask for them, the node must start all the same.
+        assert [f.level for f in found] == ["problem", "warning"], text
         assert text in found[0].text
         assert found[0].remedy
 

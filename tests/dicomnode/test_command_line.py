@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dicomnode import __version__
-from dicomnode.__main__ import app
+from dicomnode.__main__ import app, main
 from dicomnode.ledger import Ledger
 from dicomnode.standin_pacs import StandinPacs
 from dicomnode.states import Event, State
@@ -252,3 +252,18 @@ def test_compute_wants_one_study(tmp_path: Path) -> None:
     done = run("compute", str(tmp_path / "studies"), "--out", str(tmp_path / "out"))
     assert done.returncode == 1
     assert "must hold one study" in done.stderr
+
+
+@pytest.mark.parametrize(("package", "foreseen"), [("torch", True), ("dicomnode.gone", False)])
+def test_a_package_that_a_node_may_leave_out_is_told_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str, foreseen: bool
+) -> None:
+    """What networks need is not installed with the node; any other missing module is a fault of ours."""
+
+    def command() -> None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+    monkeypatch.setattr("dicomnode.__main__.app", command)
+    with pytest.raises(SystemExit if foreseen else ModuleNotFoundError):
+        main()
+    assert ("torch is not installed. Install it" in capsys.readouterr().err) == foreseen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import torch
 from rich.console import Console
 
 from dicomnode.errors import ConfigurationError
-from dicomnode.evaluate import evaluate_weights
+from dicomnode.evaluate import evaluate_weights, network_methods
 from models import weights
 from models.dblurdosenet import build
 from pipeline.errors import InputRejected
 from pipeline.learning import example, results
+from pipeline.network import load_weights
 from tests.pipeline.learning import synthetic
 
 TODAY = date(2026, 11, 23)
@@ -49,8 +51,7 @@ def named(tmp_path: Path) -> str:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    for seed in (1, 2):
-        example.save(synthetic.example(seed), tmp_path / "data" / f"patient-{seed}.npz")
+    example.save(synthetic.example(1), tmp_path / "data" / "patient-1.npz")
     return tmp_path / "data"
 
 
@@ -71,12 +72,12 @@ def test_the_account_is_written_with_its_pictures(named: str, data: Path, tmp_pa
     # What adds nothing is DVK, to the rounding of the way onto the network's lattice and back.
     for voi in results.load(out / "evaluation.json").vois():
         assert voi.by_method["CNN"].energy_over_dvk == pytest.approx(1.0, abs=1e-5)
-    assert "| dose rate without activity | zero everywhere | zero | reached |" in text
+    assert "| dose rate without activity | zero everywhere | zero, by the scaling | reached |" in text
 
 
 def test_nothing_is_left_of_an_evaluation_that_fails(named: str, data: Path, tmp_path: Path) -> None:
-    (data / "patient-3.npz").write_bytes(b"cut short")
-    with pytest.raises(InputRejected, match=r"patient-3\.npz cannot be read"):
+    (data / "patient-2.npz").write_bytes(b"cut short")
+    with pytest.raises(InputRejected, match=r"patient-2\.npz cannot be read"):
         evaluate_weights([named], data, tmp_path / "out", Console(quiet=True), pictures=0, today=TODAY)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -91,3 +92,20 @@ def test_a_folder_that_cannot_be_written(named: str, data: Path, tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="cannot be written"):
         evaluate_weights([named], data, tmp_path / "file" / "out", Console(quiet=True), today=TODAY)
+
+
+def test_weights_of_one_name_are_all_judged(named: str) -> None:
+    """Versions of the same weights: none may take another's place in the tables."""
+    found = [load_weights(named) for _ in range(4)]
+    assert list(network_methods(found, "cpu")) == [
+        "CNN", "CNN nothing-learnt", "CNN nothing-learnt (2)", "CNN nothing-learnt (3)",
+    ]  # fmt: skip
+
+
+def test_a_patient_of_another_nuclide_is_not_judged_by(named: str, tmp_path: Path) -> None:
+    other = replace(synthetic.example(1), meta={"nuclide": "Y-90"})
+    example.save(other, tmp_path / "data" / "patient-1.npz")
+    with pytest.raises(InputRejected, match="is of Y-90, and the weights are for Lu-177"):
+        evaluate_weights(
+            [named], tmp_path / "data", tmp_path / "out", Console(quiet=True), pictures=0, today=TODAY
+        )

@@ -192,6 +192,17 @@ def test_the_map_of_a_network_names_its_weights(tmp_path: Path) -> None:
     assert "network" not in dvk
 
 
+def test_however_many_notes_there_are_the_sums_stay_and_the_cut_is_told(tmp_path: Path) -> None:
+    """VR LT holds 10240 characters (PS3.5 6.2); a network may flag every one of a hundred regions."""
+    weights = WeightsUsed("lu177-medium", "2", "12" * 32)
+    notes = tuple(f"region {number}: {'judge it before use ' * 8}" for number in range(100))
+    found = findings(maps=(engine_map(grid(), "cnn", weights=weights, notes=notes),))
+    comments = pydicom.dcmread(written(tmp_path, found)).ImageComments
+    assert len(comments) == 10240
+    assert "12" * 32 in comments
+    assert comments.endswith("The report holds the rest.")
+
+
 def test_a_map_without_statistics_says_nothing_of_them(tmp_path: Path) -> None:
     """DVK has no statistical uncertainty, and none is made up."""
     dose = pydicom.dcmread(written(tmp_path, findings()))

@@ -152,7 +152,7 @@ def test_pickle_is_never_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seconds": 5.0}, {"steps": None}, {"crop": 40}, {"margin": 16}, {"batch": 0}]
+    "wrong", [{"seconds": 5.0}, {"steps": None}, {"crop": 40}, {"margin": 16}, {"batch": 0}, {"slab": 2}]
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ModelRejected):

@@ -87,6 +87,18 @@ def test_weights_that_there_are_not_are_named(tmp_path: Path) -> None:
         weights.load(tmp_path)
 
 
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a service's account, where an administrator put the weights into his own home."""
+
+    def closed(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", closed)
+    with pytest.raises(ModelRejected, match="cannot be looked into: Permission denied") as rejected:
+        weights.find(tmp_path / "home")
+    assert "right to read" in rejected.value.remedy
+
+
 def test_all_shipped_weights_load() -> None:
     for name in weights.shipped():
         found = weights.load(weights.find(name))
@@ -253,6 +265,9 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("not a checkpoint")
     (tmp_path / "old.pt").write_bytes(pickle.dumps({"weights": Command()}, protocol=2))
     (tmp_path / "x.safetensors").write_bytes(b"12345678")
+    # What unpicklers stumble over in ways of their own: an empty stack, a length that is cut off.
+    (tmp_path / "stack.pt").write_bytes(b"\x80\x02.")
+    (tmp_path / "length.pt").write_bytes(b"\x80\x02X\x01")
     for path in (*tmp_path.iterdir(), tmp_path / "missing.pt"):
         with pytest.raises(ModelRejected, match=path.name):
             weights.convert(path, tmp_path / "w", **KNOWN)

@@ -20,7 +20,7 @@ from pipeline.grid import (
     resample_nearest,
     volume_of,
 )
-from pipeline.lattice import active_box, coarser, crop_box, field_of_view, recut, union_grid
+from pipeline.lattice import active_box, coarser, crop_box, field_of_view, lengthened, recut, union_grid
 from pipeline.volume import Grid, Volume
 
 CT = Grid((40, 64, 60), (-60.0, -62.0, -58.0), (3.0, 2.0, 2.0), frame_of_reference_uid="1.2")
@@ -187,6 +187,22 @@ def test_recutting_copies_whole_voxels_and_fills_the_rest() -> None:
     assert np.count_nonzero(wide.array == np.float32(0.0012)) == np.prod(union.shape) - np.prod(CT.shape)
     with pytest.raises(ValueError, match="lattice"):
         recut(density, SPECT)
+
+
+@pytest.mark.parametrize("upwards", [True, False])
+def test_end_slices_are_repeated_as_far_as_another_grid_reaches(upwards: bool) -> None:
+    whole = blob(CT, (0, 0, 0), 30.0)
+    if not upwards:
+        (x, y, z), (along_z, *rest) = CT.positions([CT.shape[0] - 1, 0, 0]), CT.direction
+        grid = replace(CT, origin_mm=(x, y, z), direction=((0.0, 0.0, -along_z[2]), *rest))
+        whole = Volume(whole.array[::-1].copy(), grid, whole.unit)
+    short = whole.boxed((slice(10, 30), slice(0, 64), slice(0, 60)))
+    longer = lengthened(short, CT)
+    assert longer.grid.same_as(whole.grid)
+    assert np.array_equal(longer.array[10:30], short.array)
+    assert np.array_equal(longer.array[0], short.array[0])
+    assert np.array_equal(longer.array[-1], short.array[-1])
+    assert lengthened(whole, short.grid) is whole
 
 
 def test_labels_keep_their_values() -> None:

@@ -261,6 +261,16 @@ def test_a_result_outside_the_range_of_the_evaluation_is_flagged_with_region_and
     assert set(found.flags) <= set(found.notes)
 
 
+def test_where_dvk_finds_no_energy_at_all_the_result_is_flagged_and_not_lost(weights: Path) -> None:
+    """All activity lies farther off than DVK's kernel reaches."""
+    from pipeline.network import _unusual, manifest_of
+
+    asked = small(weights)
+    nothing = np.zeros(asked.density.grid.shape, np.float32)
+    (flag,) = _unusual(asked, manifest_of(str(weights)), nothing, nothing)
+    assert "in the whole map" in flag
+
+
 def test_weights_without_a_range_say_so(tmp_path: Path) -> None:
     untrained_weights.write(tmp_path / "silent", ood={})
     (flag,) = cnn_dose_rate(small(tmp_path / "silent")).flags
@@ -311,15 +321,24 @@ def test_a_gpu_that_breaks_is_a_failed_attempt(weights: Path, monkeypatch: pytes
     assert "new process" in failed.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("models.streaming.Streaming.residual", MemoryError("the memory of cpu did not suffice")),
+        (
+            "pipeline.network_grid.NetworkGrid.brought_back",
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        ),
+    ],
+    ids=["in the network", "on the way back"],
+)
 def test_memory_that_does_not_suffice_is_a_failed_attempt(
-    weights: Path, monkeypatch: pytest.MonkeyPatch
+    weights: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
 ) -> None:
-    from models import streaming
-
     def crowded(*_: Any, **__: Any) -> np.ndarray:
-        raise MemoryError("the memory of cpu did not suffice")
+        raise error
 
-    monkeypatch.setattr(streaming.Streaming, "residual", crowded)
+    monkeypatch.setattr(where, crowded)
     with pytest.raises(EngineFailed, match="memory did not suffice for the network"):
         cnn_dose_rate(small(weights))
 
@@ -349,11 +368,27 @@ def test_altered_weights_are_refused_before_anything_is_computed(tmp_path: Path)
 
 
 def test_weights_for_another_nuclide_or_of_another_kind_are_refused(tmp_path: Path, weights: Path) -> None:
-    with pytest.raises(InputRejected, match=r"are for Lu-177, and the SPECT is of Y-90"):
+    with pytest.raises(InputRejected, match=r"are for Lu-177, the SPECT is of Y-90"):
         cnn_dose_rate(replace(small(weights), nuclide=YTTRIUM))
     untrained_weights.write(tmp_path / "other", architecture="no-residual")
-    with pytest.raises(InputRejected, match="no correction of DVK's"):
-        cnn_dose_rate(small(tmp_path / "other"))
+    settings = NetworkSettings(str(tmp_path / "other"), 11.0)
+    for attempt in (
+        lambda: cnn_dose_rate(small(tmp_path / "other")),
+        lambda: unsuitable(settings, LUTETIUM, grid_of(VOXEL_MM)),
+    ):
+        with pytest.raises(InputRejected, match="no correction of DVK's"):
+            attempt()
+
+
+def test_what_runs_a_network_is_missed_before_other_engines_compute(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else object())
+    with pytest.raises(InputRejected, match="torch not installed") as rejected:
+        unsuitable(NetworkSettings(str(weights), 11.0), LUTETIUM, grid_of(VOXEL_MM))
+    assert "dicomnode[gpu]" in rejected.value.remedy
 
 
 def test_without_weights_there_is_nothing_to_run(weights: Path) -> None:
@@ -377,6 +412,7 @@ def test_approved_weights_that_hold_may_be_used(weights: Path) -> None:
         ({}, YTTRIUM, VOXEL_MM, "are for Lu-177, the SPECT is of Y-90"),
         ({"resolution_fwhm_mm": 7.5}, LUTETIUM, VOXEL_MM, "of 8 to 14 mm, and the camera 'NM1' has 7.5 mm"),
         ({"resolution_fwhm_mm": 14.5}, LUTETIUM, VOXEL_MM, "has 14.5 mm"),
+        ({"sha256": "0123456789ab"}, LUTETIUM, VOXEL_MM, "are not those that were approved"),
         ({}, LUTETIUM, (5.5, 1.0, 1.0), "voxels of the dose grid are 5.5 mm wide"),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,9 +52,21 @@ PATIENT = Patient("p1", "test", 3, "given", "given")
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Example:
+    """Its means are projected once, whatever the number of realisations."""
     folder = tmp_path_factory.mktemp("hospital") / "p1"
     scene = given_scene(hospital(folder), PATIENT, CAMERA)
-    return example_of(scene, PATIENT, SETTINGS, CAMERA, threads=1)
+    calls: list[Means] = []
+    true = generating.projected
+
+    def counted(*args: Any, **how: Any) -> Means:
+        calls.append(true(*args, **how))
+        return calls[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generating, "projected", counted)
+        found = example_of(scene, PATIENT, SETTINGS, CAMERA, threads=1)
+    assert len(calls) == 1
+    return found
 
 
 def test_a_plan_grows_without_changing_and_tests_on_a_family_of_its_own() -> None:
@@ -93,6 +106,15 @@ def test_labels_state_how_certain_they_are(made: Example) -> None:
         assert 0 < figures["of_mean"] < figures["of_voxels"] < 1
 
 
+def test_it_says_how_it_was_made(made: Example) -> None:
+    for prefix in ("", "mc_on_spect_"):
+        assert made.meta[f"{prefix}rounds"] == 1
+        assert made.meta[f"{prefix}electron_decays"] == pytest.approx(SETTINGS.test_decays, rel=0.05)
+        assert made.meta[f"{prefix}photon_decays"] == pytest.approx(SETTINGS.test_decays, rel=0.05)
+    assert made.meta["fwhm_mm_at_100_mm"] == pytest.approx(CAMERA.fwhm_mm(100), abs=1e-3)
+    assert SETTINGS.clearance_mm[0] <= made.meta["clearance_mm"] <= SETTINGS.clearance_mm[1]
+
+
 def test_realisations_differ_by_their_noise_alone(made: Example) -> None:
     assert len(made.realisations) == 2
     ball = made.vois["lesion 1"]
@@ -108,7 +130,9 @@ def test_all_slices_are_kept_and_the_body_with_a_margin(made: Example) -> None:
     assert not body_there[:, :, [0, -1]].any()
 
 
-def test_further_rounds_follow_until_the_labels_are_certain(tmp_path: Path) -> None:
+def test_further_rounds_follow_until_the_labels_are_certain(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     patient = replace(PATIENT, split="train")
     scene = given_scene(hospital(tmp_path / "p1"), patient, CAMERA)
     density = scene.density
@@ -116,8 +140,29 @@ def test_further_rounds_follow_until_the_labels_are_certain(tmp_path: Path) -> N
     for rounds in (1, 3):
         settings = replace(SETTINGS, decays=2e3, uncertainty=1e-6, rounds=rounds)
         truth = generating._Truth(density, scene.vois, settings, patient, "Lu-177", "cpu", 1)
-        runs.append(truth.of(scene.activity)[1]["lesion 1"]["of_mean"])
-    assert runs[1] == pytest.approx(runs[0] / np.sqrt(3), rel=0.5)
+        runs.append(truth.of(scene.activity))
+    assert [run.rounds for run in runs] == [1, 3]
+    assert runs[1].decays == (3 * runs[0].decays[0], 3 * runs[0].decays[1])
+    certainty = [run.uncertainty["lesion 1"]["of_mean"] for run in runs]
+    assert certainty[1] == pytest.approx(certainty[0] / np.sqrt(3), rel=0.5)
+    # Nobody may take these labels for as certain as was asked.
+    warned = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warned) == 2
+    assert "after 3 rounds" in warned[1]
+    assert f"lesion 1 ({certainty[1]:.2%})" in warned[1]
+
+
+def test_the_noise_of_monte_carlo_on_the_spect_is_not_that_of_the_truth(tmp_path: Path) -> None:
+    scene = given_scene(hospital(tmp_path / "p1"), PATIENT, CAMERA)
+    settings = replace(SETTINGS, test_decays=2e3)
+    dose = generating._Truth(scene.density, scene.vois, settings, PATIENT, "Lu-177", "cpu", 1)
+    truth, again, other = (
+        dose.of(scene.activity, seed).rate.array for seed in (0, 0, generating.ON_SPECT_SEED)
+    )
+    assert np.array_equal(truth, again)
+    assert not np.array_equal(truth, other)
+    seeds = [one.seed for one in plan(2000, 500, 500)]
+    assert 16 * max(seeds) + SETTINGS.rounds < generating.ON_SPECT_SEED
 
 
 def test_a_training_patient_has_neither_monte_carlo_on_the_spect_nor_realisations(
@@ -147,6 +192,27 @@ def test_volumes_that_cannot_be_are_refused_by_name(tmp_path: Path, name: str, v
     save_volume(folder / f"{name}.npz", volume.with_array(np.full(CT.shape, value, np.float32)))
     with pytest.raises(InputRejected, match=f"{name}.npz"):
         given_scene(folder, PATIENT, CAMERA)
+
+
+def test_a_mask_counts_where_it_is_not_zero_whatever_it_holds(tmp_path: Path) -> None:
+    first = given_scene(hospital(tmp_path / "p1"), PATIENT, CAMERA).vois["lesion 1"]
+    ball = body()[0].with_array(np.where(body()[0].array > 1e6, np.float32(255), np.float32(0)), "1")
+    save_volume(tmp_path / "p1" / "vois" / "lesion 1.npz", ball)
+    assert np.array_equal(given_scene(tmp_path / "p1", PATIENT, CAMERA).vois["lesion 1"], first)
+
+
+def test_truth_that_no_image_can_show_is_refused(tmp_path: Path) -> None:
+    short = replace(CAMERA, slices=6)  # 72 mm of a CT of 108 mm
+    with pytest.raises(InputRejected, match=r"density\.npz is 108 mm long, .* 72 mm"):
+        given_scene(hospital(tmp_path / "p1"), PATIENT, short)
+
+
+def test_a_patient_to_judge_by_has_a_voi(tmp_path: Path) -> None:
+    folder = hospital(tmp_path / "p1")
+    (folder / "vois" / "lesion 1.npz").unlink()
+    with pytest.raises(InputRejected, match="holds no volume of interest"):
+        given_scene(folder, PATIENT, CAMERA)
+    assert not given_scene(folder, replace(PATIENT, split="train"), CAMERA).vois
 
 
 def test_a_missing_volume_is_named(tmp_path: Path) -> None:
@@ -201,9 +267,9 @@ def test_a_patient_who_cannot_be_made_is_told_of_when_the_others_are_done(tmp_pa
 
 def test_a_virtual_patient_is_the_same_to_the_ct_and_to_the_camera(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn on a coarse CT, to be quick: activity on both grids, and what breathing leaves of it."""
-    coarse = Grid((65, 64, 64), (-246.0, -221.0, -192.0), (6.0, 7.8125, 7.8125))
+    coarse = Grid((49, 50, 50), (-245.0, -220.0, -192.0), (8.0, 10.0, 10.0))
     monkeypatch.setattr(scenes, "network_grid", lambda: coarse)
-    camera = replace(CAMERA, bins=64, slices=40, pixel_mm=9.6)
+    camera = replace(CAMERA, bins=32, slices=24, pixel_mm=16.0)
     scene = drawn_scene(Patient("a", "train", 5, "trunk", "multiscale"), camera)
     seen = averaged(scene.seen, coarse)
     middle = slice(5, -5)
@@ -215,19 +281,3 @@ def test_a_virtual_patient_is_the_same_to_the_ct_and_to_the_camera(monkeypatch: 
         )
     lesions = [mask for name, mask in scene.vois.items() if name.startswith("lesion")]
     assert not any((scene.vois["healthy liver"] & mask).any() for mask in lesions)
-
-
-def test_means_are_projected_once_for_all_realisations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[Means] = []
-    true = generating.projected
-
-    def counted(*args: object, **how: object) -> Means:
-        calls.append(true(*args, **how))  # type: ignore[arg-type]
-        return calls[-1]
-
-    monkeypatch.setattr(generating, "projected", counted)
-    scene = given_scene(hospital(tmp_path / "p1"), PATIENT, CAMERA)
-    example_of(scene, PATIENT, replace(SETTINGS, test_decays=2e3), CAMERA, threads=1)
-    assert len(calls) == 1

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputRejected
 from pipeline.lattice import crop_box
-from pipeline.learning import generate, phantom
+from pipeline.learning import phantom
 from pipeline.learning.example import load_volume
 from pipeline.learning.phantom import Phantom, Wanted
+from pipeline.learning.scene import Patient, given_scene
 from pipeline.rois import Roi
 from pipeline.simulate.camera import medium_energy_lu177
 from pipeline.volume import Grid, Volume
@@ -202,8 +203,8 @@ def test_it_is_written_as_training_reads_it(tmp_path: Path) -> None:
     assert told["name"] == "p1"
     assert told["source"] == {"radionuclide": "Ga-68"}
     assert any("blur" in limit for limit in told["limits"])
-    patient = generate.Patient("p1", "train", 1, "given", "given")
-    scene = generate.given_scene(tmp_path / "p1", patient, medium_energy_lu177())
+    patient = Patient("p1", "train", 1, "given", "given")
+    scene = given_scene(tmp_path / "p1", patient, medium_energy_lu177())
     assert mbq(scene.activity) == pytest.approx(1000.0, rel=0.01)
     hot = at(scene.activity.grid)[scene.vois["left kidney"]].mean(axis=0)
     assert_allclose(hot, at(CT)[ball(CT)].mean(axis=0), atol=1.0)

@@ -70,8 +70,21 @@ def test_what_was_asked_stands_beside_what_was_reached() -> None:
     table = {row[0]: row[1:] for row in rows(report.targets_table(found()))}
     assert table["lesion mean error below that of DVK"] == ["at least 55 %", "50.0 %", "**not reached**"]
     assert table["lesion NRMSE below that of DVK"] == ["at least 18 %", "50.0 %", "reached"]
-    assert table["lesions"] == ["at least 15", "4", "**not reached**"]
+    lesions = next(row for name, row in table.items() if name.startswith("lesions of 2 mL or more"))
+    assert lesions == ["at least 15", "4", "**not reached**"]
+    assert table["uncertainty of truth in any VOI"][1:] == ["0.10 %, on average 0.10 %", "reached"]
+    assert table["uncertainty of MC in any VOI"][1:] == ["–", "not measured"]  # these examples do not say
     assert table["dose rate without activity"][-1] == "**not reached**"  # these functions know no activity
+
+
+def test_what_the_network_itself_says_of_no_activity_stands_in_the_table() -> None:
+    patients = tuple(
+        replace(patient, bare_for_zero={CNN: (0.001 * k, 0.02)}) for k, patient in enumerate(found().patients)
+    )
+    table = {row[0]: row[1:] for row in rows(report.targets_table(replace(found(), patients=patients)))}
+    assert table["the network itself, given a SPECT of zero"] == [
+        "–", "up to 0.10 % of DVK's highest, on average 2.00 % of DVK's mean", "never returned",
+    ]  # fmt: skip
 
 
 def test_what_could_not_be_measured_says_so() -> None:
@@ -91,6 +104,20 @@ def test_reductions_stand_beside_the_papers() -> None:
     assert table["lesion"][2::2] == ["55 %", "53 %", "18 %", "17 %"]
     assert table["spleen"][2::2] == ["48 %", "49 %", "26 %", "27 %"]
     assert table["ensemble noise"][2:5:2] == ["21 %", "27 %"]
+
+
+def test_errors_stand_beside_the_papers_and_the_labels_noise() -> None:
+    heading, _, *lines = rows(report.errors_table(found(), "nrmse"))
+    assert heading[-4:] == ["paper's network, %", "its DVK, %", "noise of truth, %", "noise of MC, %"]
+    lesion = next(line for line in lines if line[0] == "lesion")
+    assert lesion[-4:] == ["21.2", "25.9", "0.5", "–"]
+    assert rows(report.errors_table(found(), "mean_error"))[0][-2:] == heading[-4:-2]
+
+
+def test_the_limits_say_what_tests_share_with_training() -> None:
+    other = replace(found(), patients=tuple(replace(p, family="stylised") for p in found().patients))
+    assert "lesions follow one law in both" in report.model_card(manifest(), other, 1, "")
+    assert "lesions follow one law" not in report.model_card(manifest(), found(), 1, "")
 
 
 def test_worse_vois_are_named_with_the_criterion() -> None:

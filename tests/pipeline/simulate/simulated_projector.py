@@ -50,7 +50,7 @@ def kernels_as_ptx() -> dict[str, str]:
     arguments = {
         "blur_pass": (planes, planes, course, VIEWS, 0, 0),
         "gather_slab": slab,
-        "scatter_slab": slab,
+        "spread_slab": slab,
     }
     card = SimpleNamespace(compute_capability=(9, 0))
     result = {}

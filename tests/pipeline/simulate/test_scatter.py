@@ -191,15 +191,6 @@ def test_the_crystal_stops_fewer_photons_of_higher_energy() -> None:
     assert np.all(np.diff(energy_windows.relative_efficiency(kev)) < 0)
 
 
-def test_the_patient_goes_on_beyond_the_density() -> None:
-    _, density = torso()
-    short = density.boxed((slice(20, 50), slice(0, 56), slice(0, 76)))
-    longer = scatter.lengthened(short, density.grid)
-    assert longer.grid.same_as(density.grid)
-    assert np.array_equal(longer.array[0], short.array[0])
-    assert np.array_equal(longer.array[20:50], short.array)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
