@@ -102,4 +102,4 @@ def test_a_camera_without_approved_weights_gets_dvk_alone_and_the_reason(
 
 def test_check_shows_what_was_approved(node: Node, weights: tuple[Path, Manifest]) -> None:
     told = " ".join(node.run("check").stdout.split())
-    assert f"untrained 7 for Lu-177, {weights[1].sha256[:12]}" in told
+    assert f"untrained 7 for Lu-177, SHA-256 {weights[1].sha256}" in told

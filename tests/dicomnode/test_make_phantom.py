@@ -19,7 +19,7 @@ from dicomnode.errors import ConfigurationError
 from dicomnode.make_phantom import make_phantom
 from dicomnode.virtual_study import CtStyle, Identity, Injection, Study, StudyFiles, write_ct, write_study
 from pipeline.errors import InputRejected
-from pipeline.learning import generate
+from pipeline.learning import scene as scenes
 from pipeline.learning.example import load_volume
 from pipeline.simulate.camera import medium_energy_lu177
 from pipeline.volume import Grid, Volume
@@ -107,8 +107,8 @@ def test_a_pet_ct_becomes_a_patient_that_training_takes(files: StudyFiles) -> No
     assert_allclose(density.array[ball(CT)], 1.076, atol=1e-6)
     assert_allclose(density.array[within(CT, 120) & ~ball(CT)], 1.030, atol=1e-6)
     assert np.mean(mask == ball(CT)) > 0.999
-    patient = generate.Patient("p 1", "train", 1, "given", "given")
-    scene = generate.given_scene(folder, patient, medium_energy_lu177())
+    patient = scenes.Patient("p 1", "train", 1, "given", "given")
+    scene = scenes.given_scene(folder, patient, medium_energy_lu177())
     assert scene.activity.array.sum() * scene.activity.grid.voxel_volume_ml == pytest.approx(8e8, rel=0.02)
     assert list(scene.vois) == ["left kidney"]
     assert "^68^Gallium, 1 h after the injection" in words
