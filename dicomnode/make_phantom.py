@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +19,7 @@ from dicomnode import __version__
 from dicomnode.errors import ConfigurationError
 from pipeline.errors import InputRejected
 from pipeline.learning import pet_ct, phantom
+from pipeline.rois import Roi
 
 _NAME = re.compile(r"\w[\w .+-]*")
 
@@ -47,8 +49,9 @@ def make_phantom(
     phantom.require_free(to, overwrite)
     with console.status("reading PET and CT"):
         images = pet_ct.read(chosen)
+    rois, renamed = _without_names(images.rois, chosen)
     with console.status("making the phantom"):
-        made = phantom.phantom(images.pet, images.hu, images.rois, wanted)
+        made = phantom.phantom(images.pet, images.hu, rois, wanted)
         source = {**images.facts, "notes": list(images.notes), "software": f"dicomnode {__version__}"}
         try:
             phantom.save(made, to, source, overwrite=overwrite)
@@ -58,7 +61,7 @@ def make_phantom(
             ) from error
     for line in _account(made, images):
         console.print(line, highlight=False)
-    for note in (*images.notes, *images.problems, *made.notes):
+    for note in (*images.notes, *images.problems, *made.notes, *renamed):
         console.print(note, style="yellow", highlight=False)
     console.print(str(to), highlight=False)
     return to
@@ -89,11 +92,27 @@ def _pseudonym(name: str, chosen: pet_ct.Chosen) -> str:
         raise ConfigurationError(
             f"--name {name!r} is no folder's name", "Use letters, digits, blanks, and . + - _"
         )
-    if any(re.search(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", name.lower()) for word in chosen.words):
+    if _tells(name, chosen):
         raise InputRejected(
             "--name holds a name or number of the patient", "Give a pseudonym, or leave --name out"
         )
     return name
+
+
+def _without_names(rois: Sequence[Roi], chosen: pet_ct.Chosen) -> tuple[list[Roi], list[str]]:
+    """VOIs become names of files: one that holds a name or number of the patient is called by its number."""
+    kept = [replace(roi, name=f"ROI {roi.number}") if _tells(roi.name, chosen) else roi for roi in rois]
+    notes = [
+        f"a VOI whose name holds a name or number of the patient is called {roi.name}"
+        for roi, before in zip(kept, rois, strict=True)
+        if roi is not before
+    ]
+    return kept, notes
+
+
+def _tells(text: str, chosen: pet_ct.Chosen) -> bool:
+    """Whether a text holds a name or number of the patient, as a word of its own."""
+    return any(re.search(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", text.lower()) for word in chosen.words)
 
 
 def _factors(texts: Sequence[str]) -> dict[str, float]:

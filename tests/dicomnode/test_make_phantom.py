@@ -130,6 +130,25 @@ def test_the_account_says_what_was_done_and_names_nobody(files: StudyFiles) -> N
         assert secret not in everything.lower()
 
 
+def test_a_voi_named_after_the_patient_is_called_by_its_number(tmp_path: Path) -> None:
+    """Names of VOIs become names of files, which promise to name nobody."""
+    hu = np.where(within(CT, 120), 14.0, -1000.0).astype(np.float32)
+    tracer = np.where(within(PET, 90), WARM, 0.0).astype(np.float32)
+    written = write_study(
+        tmp_path / "study",
+        STUDY,
+        ct=Volume(hu, CT, "HU"),
+        pet=Volume(tracer, PET, "Bq/mL"),
+        rois={"MUSTER liver": ball(CT), "spleen": ball(CT)},
+    )
+    change(written.pet, as_gallium)
+    folder, words = run(written)
+    assert sorted(path.stem for path in (folder / "vois").iterdir()) == ["ROI 1", "spleen"]
+    assert "muster" not in (folder / "phantom.json").read_text(encoding="utf-8").lower()
+    assert "a VOI whose name holds a name or number of the patient is called ROI 1" in words
+    assert "muster" not in words.lower()
+
+
 def test_without_a_name_the_same_images_give_the_same_pseudonym(files: StudyFiles) -> None:
     folder, _ = run(files)
     assert folder.name.startswith("pet-")
