@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +16,7 @@ from dicomnode import __version__, compiled_code, model_commands
 from dicomnode.config import Config, load, with_engines
 from dicomnode.errors import ConfigurationError, NodeError
 from dicomnode.states import Event, State
+from dicomnode.terminal import log_to_stderr, out
 from models.errors import ModelRejected
 from pipeline.errors import PipelineError
 
@@ -30,8 +29,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# A pipe has no width of its own: eighty columns would cut the tables.
-out = Console(markup=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 OPTIONAL = ("torch",)
 CONFIG_PATHS = (Path("config.toml"), Path("/etc/dicomnode/config.toml"))
@@ -49,7 +46,7 @@ def serve(config: ConfigOption = None) -> None:
     from dicomnode.daemon import serve as run
 
     settings = _load(config)
-    _log_to_stderr(settings.node.log_level)
+    log_to_stderr(settings.node.log_level)
     run(settings)
 
 
@@ -155,7 +152,7 @@ def compute(
     compiled_code.find_place(settings.node.data_dir)
     from dicomnode.folder import compute_folder
 
-    _log_to_stderr("WARNING")
+    log_to_stderr("WARNING")
     compute_folder(folder, to, with_engines(settings, engine) if engine else settings, out)
 
 
@@ -210,7 +207,7 @@ def demo(
     compiled_code.find_place(to)
     from dicomnode.demo import run
 
-    _log_to_stderr("WARNING")
+    log_to_stderr("WARNING")
     run(to, out)
 
 
@@ -225,8 +222,9 @@ def main() -> None:
         # The commands on networks need what a node without one may leave out.
         if error.name not in OPTIONAL:
             raise
-        remedy = "Install it (dicomnode[gpu] brings it; without a GPU its CPU build will do)"
-        print(f"dicomnode: {error.name} is not installed. {remedy}", file=sys.stderr)  # noqa: T201
+        from pipeline.network import HOW_TO_INSTALL
+
+        print(f"dicomnode: {error.name} is not installed. {HOW_TO_INSTALL}", file=sys.stderr)  # noqa: T201
         sys.exit(1)
 
 
@@ -258,17 +256,6 @@ def _ledger(config: Config) -> Ledger:
             "Start the node first, or name its config.toml with --config",
         )
     return Ledger.open(config.node.ledger_url)
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # Their INFO is our DEBUG: an association and a font are no news.
-    for name in ("alembic", "pynetdicom", "matplotlib", "highdicom"):
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
-    # It warns of every tick that a long stage skips, which is what it was asked to do.
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -5,21 +5,17 @@ None of them needs a running node or a config.toml. What they call is imported w
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dicomnode import compiled_code
 from dicomnode.config import Config
+from dicomnode.terminal import log_to_stderr, out
 
 app = typer.Typer()
-out = Console(markup=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto")]
 
@@ -59,7 +55,7 @@ def train(
     compiled_code.find_place(Config().node.data_dir)
     from dicomnode.train import train as make
 
-    logging.basicConfig(level="INFO", stream=sys.stderr, format="%(asctime)s %(message)s")
+    log_to_stderr("INFO")
     make(
         folder,
         out,

@@ -508,9 +508,8 @@ def read_checkpoint(path: Path) -> dict[str, NDArray[Any]]:
     return content
 
 
-def averaged_network(path: Path) -> Network:
-    """The network of a checkpoint with its averaged weights, in eval mode."""
-    content = read_checkpoint(path)
+def averaged_network(content: dict[str, NDArray[Any]]) -> Network:
+    """The network of a checkpoint with its averaged weights, in eval mode. content: `read_checkpoint`'s."""
     architecture, middle = str(content["architecture"]).split()
     network = build(architecture, int(middle))
     network.load_state_dict(_part(content, "average"))

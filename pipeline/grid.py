@@ -12,6 +12,7 @@ measured and reported.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  (the name its documentation uses)
@@ -110,7 +111,7 @@ def activity_onto(spect: Volume, lattice: Grid, ct: Grid | None = None) -> tuple
     if spect.unit != "Bq/mL":
         raise ValueError(f"activity on a lattice starts from Bq/mL, not {spect.unit}")
     require_same_frame(spect.grid, lattice)
-    total = _integral(spect)
+    total = spect.integral
     within_ct = activity_within(spect, lattice if ct is None else ct)
     if within_ct <= 0.0:
         raise InputRejected(
@@ -119,7 +120,7 @@ def activity_onto(spect: Volume, lattice: Grid, ct: Grid | None = None) -> tuple
         )
     expected = within_ct if ct is None else activity_within(spect, lattice)
     found = resample(spect, lattice)
-    difference = (_integral(found) - expected) / expected
+    difference = (found.integral - expected) / expected
     _require_conserved(difference, expected)
     report = ResamplingReport(total / 1e6, within_ct / 1e6, (total - within_ct) / 1e6, difference)
     return found, report
@@ -134,7 +135,7 @@ def activity_within(activity: Volume, box: Grid) -> float:
     if parallel(activity.grid, box):
         extent = np.multiply(box.shape, box.spacing_mm)
         z, y, x = (float(v) for v in extent)
-        return _integral(averaged(activity, recentred(box, (1, 1, 1), (z, y, x))))
+        return averaged(activity, recentred(box, (1, 1, 1), (z, y, x))).integral
     cells = averaged(activity, activity.grid)
     whole, cut = _whole_and_cut(activity.grid, box)
     inside = float(cells.array[whole].sum(dtype=np.float64))
@@ -164,26 +165,21 @@ def _sampled_inside(activity: Volume, cells: NDArray[np.intp], box: Grid) -> flo
     points = (cells[:, None, :] + within).reshape(-1, 3)
     at = box.indices(activity.grid.positions(points))
     steps = np.linalg.solve(box.affine[:3, :3], activity.grid.affine[:3, :3])
-    share = _ramps(at, np.abs(steps).sum(axis=1) / _CUT_CELL_PARTS, box.shape)
+    widths = np.abs(steps).sum(axis=1) / _CUT_CELL_PARTS
+    share = np.prod([_between_faces(at[:, a], widths[a], n) for a, n in enumerate(box.shape)], axis=0)
     inside = share > 0
     values = map_coordinates(activity.array, points[inside].T, order=1, mode="nearest", output=np.float64)
     return float(values @ share[inside]) / len(within)
 
 
-def _ramps(
-    at: NDArray[np.float64], width: NDArray[np.float64], shape: tuple[int, int, int]
-) -> NDArray[np.float64]:
-    """The part of small cells inside a box, face by face; exact where their axes are parallel to the box's.
+def _between_faces(index: NDArray[Any], width: Any, n: int) -> NDArray[Any]:
+    """The part of cells that lies between two faces of a box, n voxels apart; exact where axes are parallel.
 
-    at: (n, 3) centres in index coordinates of the box; width: (3,) extent of a cell along its axes.
+    index: of the cells' centres along that axis of the box. width: of a cell along it, in voxels of the box.
     """
-    low, high = (at + 0.5) / width + 0.5, (np.asarray(shape) - 0.5 - at) / width + 0.5
-    part: NDArray[np.float64] = np.prod(np.clip(low, 0, 1) * np.clip(high, 0, 1), axis=-1)
+    low, high = (index + 0.5) / width + 0.5, (n - 0.5 - index) / width + 0.5
+    part: NDArray[Any] = np.clip(low, 0, 1) * np.clip(high, 0, 1)
     return part
-
-
-def _integral(activity: Volume) -> float:
-    return float(activity.array.sum(dtype=np.float64)) * activity.grid.voxel_volume_ml
 
 
 def _require_conserved(difference: float, expected_bq: float) -> None:
@@ -210,12 +206,9 @@ def _laid_straight(volume: Volume, along: Grid, outside: float) -> Volume:
     straight = _where_both(tiles, volume.grid)
     moved = _interpolated(_with_repeated_edges(volume), straight, sitk.sitkLinear, outside)
     share = _share_inside(volume.grid, straight)
-    if outside != 0.0:
-        moved.array[...] -= np.float32(outside)
-    moved.array[...] *= share
-    if outside != 0.0:
-        moved.array[...] += np.float32(outside)
-    return moved
+    share *= moved.array - np.float32(outside)
+    share += np.float32(outside)
+    return moved.with_array(share)
 
 
 def _where_both(tiles: Grid, other: Grid) -> Grid:
@@ -241,8 +234,7 @@ def _share_inside(box: Grid, cells: Grid) -> NDArray[np.float32]:
     steps = np.linalg.solve(box.affine[:3, :3], cells.affine[:3, :3])
     for axis, n in enumerate(box.shape):
         index, width = index_along(box, cells, axis), np.float32(np.abs(steps[axis]).sum())
-        share *= np.clip((index + 0.5) / width + 0.5, 0, 1)
-        share *= np.clip((n - 0.5 - index) / width + 0.5, 0, 1)
+        share *= _between_faces(index, width, n)
     return share
 
 

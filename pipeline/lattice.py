@@ -16,7 +16,7 @@ from pipeline.errors import InputRejected
 from pipeline.volume import Grid, Triple, Volume
 
 # Positions travel as decimal strings; a box that sticks out by less than this is a rounding.
-_WHOLE_VOXEL_TOLERANCE = 1e-3
+WHOLE_VOXEL_TOLERANCE = 1e-3
 Shape = tuple[int, int, int]
 
 
@@ -43,8 +43,8 @@ def union_grid(ct: Grid, other: Grid) -> Grid:
     """
     require_same_frame(ct, other)
     corners = ct.indices(box_corners(other))
-    first = np.floor(corners.min(axis=0) + 0.5 + _WHOLE_VOXEL_TOLERANCE).astype(int)
-    last = np.ceil(corners.max(axis=0) - 0.5 - _WHOLE_VOXEL_TOLERANCE).astype(int)
+    first = np.floor(corners.min(axis=0) + 0.5 + WHOLE_VOXEL_TOLERANCE).astype(int)
+    last = np.ceil(corners.max(axis=0) - 0.5 - WHOLE_VOXEL_TOLERANCE).astype(int)
     start = np.minimum(first, 0)
     return ct.boxed(_shape(start), _shape(np.maximum(last + 1, ct.shape) - start))
 
@@ -74,7 +74,7 @@ def coarser(grid: Grid, spacing_mm: Triple) -> Grid:
     """
     spacing = np.maximum(spacing_mm, grid.spacing_mm)
     extent = np.multiply(grid.shape, grid.spacing_mm)
-    shape = np.maximum(np.ceil(extent / spacing - _WHOLE_VOXEL_TOLERANCE), 1).astype(int)
+    shape = np.maximum(np.ceil(extent / spacing - WHOLE_VOXEL_TOLERANCE), 1).astype(int)
     return recentred(grid, _shape(shape), _triple(spacing))
 
 
@@ -103,8 +103,8 @@ def recut(volume: Volume, onto: Grid, outside: float = 0.0) -> Volume:
 def lengthened(volume: Volume, onto: Grid) -> Volume:
     """With its end slices repeated by whole voxels, as far as `onto` reaches along their normal."""
     ends = volume.grid.indices(box_corners(onto))[:, 0]
-    before = max(0, int(np.ceil(-0.5 - ends.min() - _WHOLE_VOXEL_TOLERANCE)))
-    after = max(0, int(np.ceil(ends.max() - (volume.grid.shape[0] - 0.5) - _WHOLE_VOXEL_TOLERANCE)))
+    before = max(0, int(np.ceil(-0.5 - ends.min() - WHOLE_VOXEL_TOLERANCE)))
+    after = max(0, int(np.ceil(ends.max() - (volume.grid.shape[0] - 0.5) - WHOLE_VOXEL_TOLERANCE)))
     if not before and not after:
         return volume
     array = np.pad(volume.array, ((before, after), (0, 0), (0, 0)), mode="edge")

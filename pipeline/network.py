@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.averaging import averaged, parallel
+from pipeline.constants import AIR_G_PER_CM3
 from pipeline.convolve import usable_device
 from pipeline.decay import Nuclide
 from pipeline.dose_rate import (
@@ -53,11 +54,10 @@ LARGEST_SPACING_MM = 5.0
 """Voxel spacing of the dose grid above which density no longer shows what the network was trained to see."""
 
 _SPACING_TOLERANCE_MM = 1e-3
-_INSTALL = (
-    "Install torch: pip install 'dicomnode[gpu]', or dicomnode[cnn] without a GPU; or do without: take "
-    "cnn out of [dose] engines"
+HOW_TO_INSTALL = (
+    "Install it: pip install 'dicomnode[gpu]', or dicomnode[cnn] without a GPU; a node can do without: "
+    "take cnn out of [dose] engines"
 )
-_AIR_G_PER_CM3 = 0.00120479  # dry, 20 °C, 101.325 kPa (ICRU 37): beside the CT
 
 # Parts of the progress: DVK, then the network, then the way back.
 _DVK_ENDS, _NETWORK_ENDS = 0.2, 0.9
@@ -125,7 +125,7 @@ def require_installed() -> None:
     """raises: InputRejected where that lacks which runs a network; nothing of it is imported."""
     missing = [name for name in ("torch", "safetensors") if importlib.util.find_spec(name) is None]
     if missing:
-        raise InputRejected(f"engine cnn cannot run: {' and '.join(missing)} not installed", _INSTALL)
+        raise InputRejected(f"engine cnn cannot run: {' and '.join(missing)} not installed", HOW_TO_INSTALL)
 
 
 def load_weights(name: str) -> Weights:
@@ -147,7 +147,7 @@ def load_weights(name: str) -> Weights:
 
 
 def _not_installed(error: ImportError) -> InputRejected:
-    return InputRejected(f"a network cannot be loaded: {error}", _INSTALL)
+    return InputRejected(f"a network cannot be loaded: {error}", HOW_TO_INSTALL)
 
 
 def cnn_dose_rate(request: DoseRequest, progress: Progress = silent) -> DoseRate:
@@ -289,7 +289,7 @@ def _on_the_way(
     settings, lattice = request.network, lattice_for(request.density.grid, weights.manifest)
     assert settings is not None
     spect, density = _inputs(request, lattice, device)
-    total_mbq = activity_bq(request.activity) / BQ_PER_MBQ
+    total_mbq = request.activity.integral / BQ_PER_MBQ
     streaming = Streaming(weights.network, device, settings.precision)
     residual = _through(
         streaming,
@@ -354,14 +354,9 @@ def _inputs(request: DoseRequest, lattice: NetworkGrid, device: str) -> tuple[Fl
         start = lattice_offset(request.activity.grid, result)
         activity = lattice.onto_network(request.activity.array, start, device)
     density = lattice.onto_network(
-        known.array, lattice_offset(known.grid, result), device, outside=_AIR_G_PER_CM3
+        known.array, lattice_offset(known.grid, result), device, outside=AIR_G_PER_CM3
     )
     return activity.cpu().numpy(), density.cpu().numpy()
-
-
-def activity_bq(activity: Volume) -> float:
-    """All of it: what a network's input and output are relative to."""
-    return float(activity.array.sum(dtype=np.float64)) * activity.grid.voxel_volume_ml
 
 
 # ── how unusual the result is ────────────────────────────────────────────────────────────────────

@@ -31,13 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dose_rate import AIR_BELOW_G_PER_CM3
+from pipeline.lattice import WHOLE_VOXEL_TOLERANCE
 from pipeline.volume import Grid, Triple
 
 if TYPE_CHECKING:
     import torch
 
-# As `pipeline.lattice` has it: positions travel as decimal strings.
-_WHOLE_VOXEL_TOLERANCE = 1e-3
 # Planes of the dose grid that are brought back at a time: bounds what lies in memory at once.
 _PLANES = 16
 
@@ -157,7 +156,7 @@ def network_grid(grid: Grid, voxel_mm: Triple, multiple_of: int) -> NetworkGrid:
     axes = []
     for number, (of, width) in enumerate(zip(order, voxel_mm, strict=True)):
         n, spacing = grid.shape[of], grid.spacing_mm[of]
-        own = max(math.ceil(n * spacing / width - _WHOLE_VOXEL_TOLERANCE), 1)
+        own = max(math.ceil(n * spacing / width - WHOLE_VOXEL_TOLERANCE), 1)
         size = own if number == 0 else math.ceil(own / multiple_of) * multiple_of
         # Half the excess on either side, but whole voxels of what was added for the multiple.
         start = (n * spacing - own * width) / 2 - ((size - own) // 2) * width

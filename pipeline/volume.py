@@ -115,6 +115,11 @@ class Volume:
         if self.array.dtype != np.float32:
             raise TypeError(f"volumes are float32, not {self.array.dtype}")
 
+    @property
+    def integral(self) -> float:
+        """Sum of the values times a voxel's volume in mL: Bq of a map in Bq/mL, g of one in g/cm3."""
+        return float(self.array.sum(dtype=np.float64)) * self.grid.voxel_volume_ml
+
     def with_array(self, array: NDArray[np.float32], unit: str | None = None) -> Volume:
         """Another quantity on the same grid."""
         return Volume(array, self.grid, self.unit if unit is None else unit)

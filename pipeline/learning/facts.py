@@ -11,11 +11,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.dose_rate import HOUR_S
 from pipeline.errors import InputRejected
 from pipeline.simulate.camera import SpectCamera
 
 NOT_STATED = "not stated"
-HOUR_S = 3600.0
 RESOLUTION_AT_MM = 100.0
 RESOLUTION_TOLERANCE = 0.10
 """Of the FWHM, either way: by so much may a camera differ from the one that was simulated."""

@@ -208,7 +208,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _total_mbq(folder: Path, settings: Mapping[str, Any], spect: Volume) -> float:
-    inside = float(spect.array.sum(dtype=np.float64)) * spect.grid.voxel_volume_ml / BQ_PER_MBQ
+    inside = spect.integral / BQ_PER_MBQ
     given = settings.get("total_mbq", inside)
     # The volumes hold a part of the field: more than that in it cannot be.
     if not isinstance(given, int | float) or not given >= 0.999 * inside:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from pipeline.averaging import averaged
 from pipeline.decay import nuclide
-from pipeline.dose_rate import DoseRequest, Progress, silent
+from pipeline.dose_rate import BQ_PER_MBQ, DoseRequest, Progress, silent
 from pipeline.dvk import dvk_dose_rate
 from pipeline.errors import InputRejected, PipelineError
 from pipeline.learning.example import Example, Realisation, save
@@ -227,7 +227,7 @@ def example_of(
         realisations=tuple(Realisation(i.spect.array, i.dvk.array, i.total_mbq) for i in images[1:]),
         meta={
             **acquisition.facts(),
-            "true_mbq": _total_mbq(scene.activity),
+            "true_mbq": scene.activity.integral / BQ_PER_MBQ,
             **truth.facts("", "label_uncertainty"),
             **({} if on_spect is None else on_spect.facts("mc_on_spect_", "mc_on_spect_uncertainty")),
             "seconds": round(time.monotonic() - began, 1),
@@ -300,7 +300,7 @@ class _Acquisition:
         onto = averaged(seen.image, scene.density.grid)
         of = nuclide(self.camera.nuclide)
         request = DoseRequest(onto, scene.density, of, device=self.device, kernel_cache=kernels)
-        return _Image(onto.boxed(box), dvk_dose_rate(request).volume.boxed(box), _total_mbq(onto))
+        return _Image(onto.boxed(box), dvk_dose_rate(request).volume.boxed(box), onto.integral / BQ_PER_MBQ)
 
     def facts(self) -> dict[str, Any]:
         """For `Example.meta`."""
@@ -432,10 +432,6 @@ def _orbit(density: Volume, spect: Grid, camera: SpectCamera, clearance_mm: floa
     reach = (np.sin(angles) * (x - axis[0]) - np.cos(angles) * (y - axis[1])).max(axis=1)
     half_voxel = float(np.hypot(*density.grid.spacing_mm[1:])) / 2
     return tuple(float(r) for r in reach + half_voxel + clearance_mm)
-
-
-def _total_mbq(activity: Volume) -> float:
-    return float(activity.array.sum(dtype=np.float64)) * activity.grid.voxel_volume_ml / 1e6
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from models import training
 from models.samples import Sample, sample
 from models.scaling import density_input, dose_target, spect_input
 from pipeline.cores import available_cores
-from pipeline.dose_rate import Progress, silent
+from pipeline.dose_rate import HOUR_S, Progress, silent
 from pipeline.errors import InputRejected
 from pipeline.learning import generate as generating
 from pipeline.learning.example import Example, described, load
@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 Stage = Literal["generate", "train", "evaluate", "publish"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 GENERATING, TRAINING = 0.45, 0.45
-HOUR_S = 3600.0
 LEAST_TO_TRAIN = 2
 HELD_BACK = 5
 """Of a hospital's own patients one in so many is judged, and one in so many looked at while training."""
@@ -352,7 +351,7 @@ def evaluate(work: Work, left: Callable[[], float]) -> None:
 
     methods = evaluation.classical_methods()
     for architecture in _trained(work):
-        checkpoint = network_folder(work.folder, architecture) / training.CHECKPOINT
+        checkpoint = training.read_checkpoint(network_folder(work.folder, architecture) / training.CHECKPOINT)
         network, voxel = training.averaged_network(checkpoint), _voxel_mm(work.folder, checkpoint)
         name = results.NETWORK_NAMES[architecture]
         methods[name] = evaluation.network_method(network.to(work.recipe.device), voxel, work.recipe.device)
@@ -381,16 +380,16 @@ def publish(work: Work, left: Callable[[], float]) -> None:
     method = results.NETWORK_NAMES[architecture]
     found = results.load(path)
     folder = network_folder(work.folder, architecture)
-    network = training.averaged_network(folder / training.CHECKPOINT)
     told = [described(example) for example in sorted((work.folder / "train").glob("*.npz"))]
     checkpoint = training.read_checkpoint(folder / training.CHECKPOINT)
+    network = training.averaged_network(checkpoint)
     trained = facts.training_facts(told, checkpoint, training.read_log(folder / training.LOG))
     manifest = weights.Manifest(
         name=recipe.name,
         architecture=architecture,
         middle=network.middle,
         nuclide=work.camera.nuclide,
-        voxel_mm=_voxel_mm(work.folder, folder / training.CHECKPOINT),
+        voxel_mm=_voxel_mm(work.folder, checkpoint),
         camera=facts.camera_facts(told, work.camera),
         training=trained,
         metrics=report.manifest_metrics(found, method),
@@ -434,9 +433,9 @@ def _examples(folder: Path) -> Iterator[Example]:
         yield load(path)
 
 
-def _voxel_mm(folder: Path, checkpoint: Path) -> tuple[float, float, float]:
+def _voxel_mm(folder: Path, checkpoint: Mapping[str, NDArray[Any]]) -> tuple[float, float, float]:
     """Of a network, (z, y, x): of the examples, merged as in training. Raises InputRejected for none."""
-    in_plane = json.loads(str(training.read_checkpoint(checkpoint)["settings"])).get("in_plane", 1)
+    in_plane = json.loads(str(checkpoint["settings"])).get("in_plane", 1)
     for path in sorted(folder.glob("*/*.npz")):
         z, y, x = described(path)["spacing_mm"]
         return z, in_plane * y, in_plane * x

@@ -22,7 +22,7 @@ from pipeline.learning.example import load_volume
 from pipeline.simulate import respiration
 from pipeline.simulate.acquisition import primary_grid
 from pipeline.simulate.camera import SpectCamera
-from pipeline.simulate.patient import VirtualPatient, activity_on, drawn_patient, hu_on, network_grid
+from pipeline.simulate.patient import VirtualPatient, activity_on, drawn_patient, hu_on, training_grid
 from pipeline.simulate.respiration import Breathing
 from pipeline.simulate.tissue import Label
 from pipeline.volume import Grid, Volume
@@ -67,7 +67,7 @@ class Scene:
 
 def drawn_scene(patient: Patient, camera: SpectCamera) -> Scene:
     """A virtual patient as the CT and as the camera see him."""
-    grid = network_grid()
+    grid = training_grid()
     who = drawn_patient(grid, patient.seed, patient.family, patient.texture)
     spect_grid = spect_grid_on(grid, camera, np.random.default_rng([patient.seed, 13]))
     fine = primary_grid(camera, spect_grid)
@@ -181,7 +181,7 @@ def spect_grid_on(ct: Grid, camera: SpectCamera, rng: np.random.Generator) -> Gr
 
 def _network_lattice(ct: Grid) -> Grid:
     """The network's voxels in the box of a CT."""
-    spacing = network_grid().spacing_mm
+    spacing = training_grid().spacing_mm
     shape = np.maximum(np.floor(np.multiply(ct.shape, ct.spacing_mm) / spacing), 1).astype(int)
     corners = ct.positions(list(product(*[(-0.5, n - 0.5) for n in ct.shape])))
     x, y, z = (float(v) for v in corners.min(axis=0) + np.asarray(spacing[::-1]) / 2)

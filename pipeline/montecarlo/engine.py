@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.constants import AIR_G_PER_CM3
 from pipeline.dose_rate import (
     AIR_BELOW_G_PER_CM3,
     DoseRate,
@@ -44,8 +45,6 @@ from pipeline.volume import Grid, Volume
 if TYPE_CHECKING:
     from pipeline.montecarlo.decay_data import DecaySource
     from pipeline.montecarlo.simulate import Simulation
-
-AIR_G_PER_CM3 = 0.00120479  # dry, 20 °C, 101.325 kPa (ICRU 37)
 
 NAMED_AT_MOST = 6
 """So many regions that missed the limit are named in a note."""

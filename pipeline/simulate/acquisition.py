@@ -29,7 +29,6 @@ clinics do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -38,6 +37,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from pipeline.averaging import averaged
+from pipeline.dose_rate import Progress, silent
 from pipeline.errors import InputRejected
 from pipeline.lattice import Shape, lengthened, recentred, recut
 from pipeline.simulate import osem, scatter
@@ -49,7 +49,6 @@ from pipeline.volume import Grid, Triple, Volume
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-Progress = Callable[[str, float], None]
 
 FINER: Final = 2
 """Voxels of the simulated primaries along a pixel."""
@@ -169,7 +168,7 @@ def projected(
     """
     require_camera_grid(grid, camera)
     scatter.require_activity(activity, density)
-    tell = progress or _silent
+    tell = progress or silent
     tell("primaries", 0.0)
     density = _without_beyond_orbit(density, camera, grid)
     primary = _primaries(activity, density, camera, grid, device, threads)
@@ -213,7 +212,7 @@ def reconstructed(
     per_bq = counts / float(means.windows[0].sum(dtype=np.float64))
     estimate = tew_estimate(projections, camera)
     projector = _reconstruction_projector(ct_density, camera, grid, device, threads)
-    tell = progress or _silent
+    tell = progress or silent
     found = osem.osem(
         projections[0], estimate, projector, iterations, subsets, lambda part: tell("reconstruction", part)
     )
@@ -376,9 +375,5 @@ def _projector(
 
 def _activity_within(activity: Volume, grid: Grid) -> float:
     """Bq inside the box of the grid."""
-    whole = averaged(activity, replace(grid, frame_of_reference_uid=activity.grid.frame_of_reference_uid))
-    return float(whole.array.sum(dtype=np.float64)) * grid.voxel_volume_ml
-
-
-def _silent(_what: str, _part: float) -> None:
-    """Nobody asked for progress."""
+    here = replace(grid, frame_of_reference_uid=activity.grid.frame_of_reference_uid)
+    return averaged(activity, here).integral

@@ -8,6 +8,7 @@ any field of view along z: the patient goes on above and below.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -50,6 +51,17 @@ class Anatomy:
     back_mm: float
 
 
+class KidneyShape(Protocol):
+    """The three surfaces of a kidney, whatever family drew them."""
+
+    @property
+    def whole(self) -> Field: ...
+    @property
+    def medulla(self) -> Field: ...
+    @property
+    def pelvis(self) -> Field: ...
+
+
 @dataclass
 class Drawing:
     """Collects layers: `scale` takes reference millimetres to the patient's.
@@ -81,6 +93,13 @@ class Drawing:
             self._layer(surface, label, hu_here, uptake, below_mm=self._makeup.shell_mm, edge_mm=edge)
         else:
             self._layer(surface, label, hu_here, uptake, edge_mm=edge)
+
+    def add_kidneys(self, right: KidneyShape, left: KidneyShape) -> None:
+        """Both, each from the outside in."""
+        for side, kidney in (("RIGHT", right), ("LEFT", left)):
+            self.add(Label[f"{side}_KIDNEY_CORTEX"], kidney.whole)
+            self.add(Label[f"{side}_KIDNEY_MEDULLA"], kidney.medulla)
+            self.add(Label[f"{side}_KIDNEY_PELVIS"], kidney.pelvis)
 
     def add_lesion(self, shape: LesionShape) -> None:
         """The lesion, then its core; a bone lesion keeps the density of bone."""

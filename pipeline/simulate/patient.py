@@ -93,7 +93,7 @@ def abdominal_ct_grid(frame_of_reference_uid: str = "") -> Grid:
     )
 
 
-def network_grid(frame_of_reference_uid: str = "") -> Grid:
+def training_grid(frame_of_reference_uid: str = "") -> Grid:
     """256 x 256 x 130 voxels of 1.953125 x 1.953125 x 3 mm: the field of `abdominal_ct_grid`, each voxel
     2 x 2 of its pixels."""
     spacing = 500 / 256

@@ -23,7 +23,6 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cache
@@ -38,6 +37,7 @@ from scipy.signal import resample
 from pipeline.averaging import averaged
 from pipeline.constants import ELECTRON_REST_KEV
 from pipeline.cores import available_cores
+from pipeline.dose_rate import Progress
 from pipeline.errors import InputRejected
 from pipeline.lattice import lengthened
 from pipeline.montecarlo import energy
@@ -71,7 +71,6 @@ from pipeline.volume import Grid, Triple, Volume
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
-Progress = Callable[[str, float], None]
 
 PHOTONS: Final = 2_000_000
 """Photons followed for a patient unless the caller says otherwise: at 10 million counts their own noise is an
@@ -152,7 +151,7 @@ def simulated_scatter(
         geometry, tables, detection, source, emitter, main, photons, primary_every, seed,
         threads or available_cores(), progress,
     )  # fmt: skip
-    total = float(activity.array.sum(dtype=np.float64)) * activity.grid.voxel_volume_ml
+    total = activity.integral
     # Each photon stands for so many Bq of the photopeak's line.
     per_photon = total * float(source.photons.per_decay) / photons / yield_of(decay, main)
     channels = tally.reshape(CHANNELS, views, detection.rows, detection.bins) * per_photon

@@ -170,10 +170,7 @@ def _draw_abdomen(
         (Label.SPLEEN, spleen),
     ):
         draw.add(label, distance)
-    for side, kidney in (("RIGHT", right), ("LEFT", left)):
-        draw.add(Label[f"{side}_KIDNEY_CORTEX"], kidney.whole)
-        draw.add(Label[f"{side}_KIDNEY_MEDULLA"], kidney.medulla)
-        draw.add(Label[f"{side}_KIDNEY_PELVIS"], kidney.pelvis)
+    draw.add_kidneys(right, left)
     return liver, union(right.whole, left.whole)
 
 

@@ -272,7 +272,7 @@ def test_hot_crops_go_where_the_dose_is() -> None:
 def test_the_ablations_train_too(tmp_path: Path, architecture: str) -> None:
     found = train(fresh(architecture, 8), [made()], replace(SMALL, steps=2), tmp_path)
     assert found.finished
-    again = training.averaged_network(tmp_path / training.CHECKPOINT)
+    again = training.averaged_network(training.read_checkpoint(tmp_path / training.CHECKPOINT))
     assert all(torch.equal(a, b) for a, b in zip(weights(found), again.state_dict().values(), strict=True))
 
 

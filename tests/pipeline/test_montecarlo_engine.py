@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.constants import AIR_G_PER_CM3
 from pipeline.decay import nuclide
 from pipeline.dose_rate import DoseRequest, MonteCarloSettings
 from pipeline.dvk import dvk_dose_rate
 from pipeline.errors import EngineFailed, InputRejected
-from pipeline.montecarlo.engine import AIR_G_PER_CM3, mc_dose_rate, scene
+from pipeline.montecarlo.engine import mc_dose_rate, scene
 from pipeline.montecarlo.simulate import RegionUncertainty, Simulation, StopReason
 from pipeline.volume import Grid, Volume
 

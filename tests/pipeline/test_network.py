@@ -219,10 +219,10 @@ def test_the_network_is_given_the_image_itself_where_the_ct_is_coarse(
     cnn_dose_rate(replace(asked, image=fine.activity))
     from models import weights as files
     from models.scaling import SPECT_SCALE
-    from pipeline.network import activity_bq, lattice_for
+    from pipeline.network import lattice_for
 
     lattice = lattice_for(coarse.density.grid, files.manifest_of(weights)).grid
-    expected = averaged(fine.activity, lattice).array * (SPECT_SCALE / activity_bq(coarse.activity))
+    expected = averaged(fine.activity, lattice).array * (SPECT_SCALE / coarse.activity.integral)
     np.testing.assert_allclose(seen[1], expected, rtol=1e-5, atol=1e-3)
     assert seen[0].max() < seen[1].max()
 

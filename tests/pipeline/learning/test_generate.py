@@ -268,7 +268,7 @@ def test_a_patient_who_cannot_be_made_is_told_of_when_the_others_are_done(tmp_pa
 def test_a_virtual_patient_is_the_same_to_the_ct_and_to_the_camera(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn on a coarse CT, to be quick: activity on both grids, and what breathing leaves of it."""
     coarse = Grid((49, 50, 50), (-245.0, -220.0, -192.0), (8.0, 10.0, 10.0))
-    monkeypatch.setattr(scenes, "network_grid", lambda: coarse)
+    monkeypatch.setattr(scenes, "training_grid", lambda: coarse)
     camera = replace(CAMERA, bins=32, slices=24, pixel_mm=16.0)
     scene = drawn_scene(Patient("a", "train", 5, "trunk", "multiscale"), camera)
     seen = averaged(scene.seen, coarse)

@@ -21,7 +21,7 @@ from pipeline.simulate.patient import (
     activity_on,
     drawn_patient,
     hu_on,
-    network_grid,
+    training_grid,
 )
 from pipeline.simulate.tissue import Label
 from pipeline.simulate.trunk import Habitus
@@ -46,7 +46,7 @@ def centre_mm(patient: VirtualPatient, region: str) -> np.ndarray:
 
 
 def test_the_networks_grid_is_the_cts_field_in_voxels_of_two_by_two_pixels() -> None:
-    ct, network = abdominal_ct_grid(), network_grid("1.2.3")
+    ct, network = abdominal_ct_grid(), training_grid("1.2.3")
     assert network.shape == (130, 256, 256)
     assert network.spacing_mm == (3.0, 1.953125, 1.953125)
     assert network.frame_of_reference_uid == "1.2.3"
