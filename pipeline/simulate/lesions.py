@@ -7,6 +7,7 @@ site of a lesion outside the liver names normal liver's uptake there, as the Kre
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,6 +72,33 @@ class Site:
     buried: float = 0.7
 
 
+@dataclass(frozen=True)
+class Growth:
+    """Where a lesion grows: the diameter (reference mm) it was drawn with, and the lattice about its centre.
+
+    points: coordinates there, reference mm. centre: among them. lattice_mm: between points, reference mm.
+    scale: patient mm for a reference mm.
+    """
+
+    points: Points
+    centre: Triple
+    diameter: float
+    lattice_mm: float
+    scale: float
+
+
+@dataclass(frozen=True)
+class LesionLaw:
+    """What the lesions of a family of patients are like.
+
+    diameters: mm in the patient, largest first: it needs the room. grown: the lesion at a place, its surfaces
+    on the place's points; label and volume are given to it afterwards.
+    """
+
+    diameters: Callable[[np.random.Generator], list[float]]
+    grown: Callable[[Growth, Site, np.random.Generator], LesionShape]
+
+
 def _ball(p: Points, centre: Triple, radius: float, rng: np.random.Generator, spacing_mm: float) -> Field:
     stretch = rng.uniform(0.88, 1.12, 3)
     rx, ry, rz = (radius * stretch / np.cbrt(stretch.prod())).tolist()
@@ -129,45 +157,58 @@ def draw_lesions(p: Points, liver: Field, rng: np.random.Generator, spacing_mm: 
 
 
 _MOST = 15
-_DIAMETERS_MM = (6.0, 70.0)
-_CONTRASTS = (1.5, 12.0)
-_MAY_BE_NECROTIC_FROM_MM = 25.0
+DIAMETERS_MM = (6.0, 70.0)
+CONTRASTS = (1.5, 12.0)
+MAY_BE_NECROTIC_FROM_MM = 25.0
 _GAP_MM = 3.0  # between two lesions
 _SMALLEST_ML = 0.06  # half a ball of 6 mm: bumps have eaten the rest
 _FINE = 3  # points along an edge of a lattice cell, where volumes are counted
 
 
+def drawn_count(rng: np.random.Generator) -> int:
+    """Between none and 15, eight on average."""
+    return int(np.clip(np.rint(rng.normal(8, 2.8)), 0, _MOST))
+
+
 def _diameters(rng: np.random.Generator) -> list[float]:
-    """Largest first: it needs the room. Log-normal about 24 mm (7 mL): three in four are above 2 mL."""
-    count = int(np.clip(np.rint(rng.normal(8, 2.8)), 0, _MOST))
+    """Log-normal about 24 mm (7 mL): three in four are above 2 mL."""
+    count = drawn_count(rng)
     drawn = np.exp(rng.normal(np.log(24), 0.5, count))
-    return sorted(np.clip(drawn, *_DIAMETERS_MM).tolist(), reverse=True)
+    return sorted(np.clip(drawn, *DIAMETERS_MM).tolist(), reverse=True)
 
 
 def scattered(
-    p: Points, sites: list[Site], body: Field, rng: np.random.Generator, scale: float, spacing_mm: float
+    p: Points,
+    sites: list[Site],
+    body: Field,
+    rng: np.random.Generator,
+    scale: float,
+    spacing_mm: float,
+    law: LesionLaw | None = None,
 ) -> list[LesionShape]:
     """Lesions at random places of `sites`, clear of each other and inside `body`.
 
     p: coordinates on the lattice, reference mm. body: distance to the surface that holds every lesion.
-    scale: patient mm for a reference mm. spacing_mm: of the lattice, patient mm. A lesion that finds no
-    room becomes smaller until it does, and is left out below 6 mm.
+    scale: patient mm for a reference mm. spacing_mm: of the lattice, patient mm. law: None: `UNEVEN`, that of
+    training. A lesion that finds no room becomes smaller until it does, and is left out below 6 mm.
     """
+    law = law or UNEVEN
     shapes: list[LesionShape] = []
     room = np.full(body.shape, 99.0, dtype=np.float32)
     shares = np.array([site.share for site in sites]) / sum(site.share for site in sites)
-    for diameter in _diameters(rng):
+    for diameter in law.diameters(rng):
         site = sites[int(rng.choice(len(sites), p=shares))]
         placed = _found(site, room, diameter / scale, rng)
-        if placed is None or placed[1] * scale < _DIAMETERS_MM[0]:
+        if placed is None or placed[1] * scale < DIAMETERS_MM[0]:
             continue
-        shape = _grown(p, site, placed[0], placed[1], rng, (len(shapes), scale, spacing_mm))
+        shape = _at(p, site, *placed, (scale, spacing_mm), law, rng)
         inside = within(shape.surface, body)
         volume = _volume_ml(inside * np.float32(scale), spacing_mm)
         if volume < _SMALLEST_ML:
             continue
         room = np.minimum(room, inside)
-        shapes.append(replace(shape, surface=inside, lesion=replace(shape.lesion, volume_ml=volume)))
+        lesion = replace(shape.lesion, label=100 + len(shapes), volume_ml=volume)
+        shapes.append(replace(shape, surface=inside, lesion=lesion))
     return shapes
 
 
@@ -194,50 +235,77 @@ def _found(
     return None
 
 
-def _grown(
+def _at(
     p: Points,
     site: Site,
     centre: tuple[int, int, int],
     diameter: float,
+    sizes: tuple[float, float],
+    law: LesionLaw,
     rng: np.random.Generator,
-    where: tuple[int, float, float],
 ) -> LesionShape:
-    """A lesion of `diameter` (reference mm) about a point of the lattice; where: (index, scale, spacing)."""
-    index, scale, spacing_mm = where
+    """A lesion of `diameter` (reference mm) about a point of the lattice; sizes: (scale, spacing_mm)."""
+    scale, spacing_mm = sizes
     lattice_mm = spacing_mm / scale
     reach = int(np.ceil((diameter * 0.75 + 12) / lattice_mm))
     box = tuple(slice(max(c - reach, 0), c + reach + 1) for c in centre)
-    local = Points(*(np.broadcast_to(c, site.organ.shape)[box] for c in p))
-    middle = tuple(float(np.broadcast_to(c, site.organ.shape)[centre]) for c in p)
-    whole = _uneven(local, (middle[0], middle[1], middle[2]), diameter / 2, rng, lattice_mm)
-    necrotic = diameter * scale >= _MAY_BE_NECROTIC_FROM_MM and bool(rng.random() < 0.5)
+    whole = site.organ.shape
+    local = Points(*(np.broadcast_to(c, whole)[box] for c in p))
+    middle = tuple(float(np.broadcast_to(c, whole)[centre]) for c in p)
+    shape = law.grown(
+        Growth(local, (middle[0], middle[1], middle[2]), diameter, lattice_mm, scale), site, rng
+    )
+    core = None if shape.core is None else _on_lattice(shape.core, box, whole)
+    return replace(shape, surface=_on_lattice(shape.surface, box, whole), core=core)
+
+
+def _grown(at: Growth, site: Site, rng: np.random.Generator) -> LesionShape:
+    """An uneven ball; half of those above 25 mm have a cold core near the middle."""
+    whole = uneven(at, at.centre, at.diameter / 2, rng)
+    necrotic = at.diameter * at.scale >= MAY_BE_NECROTIC_FROM_MM and bool(rng.random() < 0.5)
     core = None
     if necrotic:
-        off = rng.normal(0, 0.05 * diameter, 3)
-        heart = (middle[0] + off[0], middle[1] + off[1], middle[2] + off[2])
-        core = _uneven(local, heart, diameter * float(rng.uniform(0.2, 0.33)), rng, lattice_mm)
-        core = within(core, whole + np.float32(0.1 * diameter))
-    contrast = float(np.clip(np.exp(rng.normal(np.log(5.0), 0.55)), *_CONTRASTS))
+        x, y, z = (c + o for c, o in zip(at.centre, rng.normal(0, 0.05 * at.diameter, 3), strict=True))
+        core = uneven(at, (x, y, z), at.diameter * float(rng.uniform(0.2, 0.33)), rng)
+        core = within(core, whole + np.float32(0.1 * at.diameter))
+    contrast = float(np.clip(np.exp(rng.normal(np.log(5.0), 0.55)), *CONTRASTS))
+    return taken_up(at, site, whole, core, contrast, 6.0, rng)
+
+
+def taken_up(
+    at: Growth,
+    site: Site,
+    whole: Field,
+    core: Field | None,
+    contrast: float,
+    hu_deviation: float,
+    rng: np.random.Generator,
+) -> LesionShape:
+    """A lesion of these surfaces with a contrast to its site. hu_deviation: of its mean CT number."""
     uptake = contrast * site.background
     return LesionShape(
-        Lesion(site.name, 100 + index, diameter * scale, uptake, necrotic, contrast=contrast),
-        _on_lattice(whole, box, site.organ.shape),
-        None if core is None else _on_lattice(core, box, site.organ.shape),
-        hu=float(site.hu + rng.normal(0, 6)),
+        Lesion(site.name, 0, at.diameter * at.scale, uptake, core is not None, contrast=contrast),
+        whole,
+        core,
+        hu=float(site.hu + rng.normal(0, hu_deviation)),
         core_uptake=uptake * float(rng.uniform(0.03, 0.2)),
         texture=float(np.exp(rng.uniform(np.log(0.05), np.log(0.4)))),
         edge_mm=float(rng.uniform(0, 3)),
     )
 
 
-def _uneven(p: Points, centre: Triple, radius: float, rng: np.random.Generator, lattice_mm: float) -> Field:
+def uneven(at: Growth, centre: Triple, radius: float, rng: np.random.Generator) -> Field:
     """A lump: an ellipsoid of random axes, its surface moved by up to a fifth of its radius."""
     stretch = rng.uniform(0.78, 1.25, 3)
     rx, ry, rz = (radius * stretch / np.cbrt(stretch.prod())).tolist()
-    length = max(radius * float(rng.uniform(0.6, 1.4)), 4 * lattice_mm)
-    bumps = smooth_field(rng, p.x.shape, lattice_mm, length)
+    length = max(radius * float(rng.uniform(0.6, 1.4)), 4 * at.lattice_mm)
+    bumps = smooth_field(rng, at.points.x.shape, at.lattice_mm, length)
     depth = np.float32(radius * rng.uniform(0.05, 0.2))
-    return np.asarray(ellipsoid(p, centre, (rx, ry, rz)) + depth * bumps, dtype=np.float32)
+    return np.asarray(ellipsoid(at.points, centre, (rx, ry, rz)) + depth * bumps, dtype=np.float32)
+
+
+UNEVEN = LesionLaw(_diameters, _grown)
+"""The lesions of the families that networks are trained on."""
 
 
 def _on_lattice(distance: Field, box: tuple[slice, ...], shape: tuple[int, ...]) -> Field:

@@ -5,7 +5,7 @@ Cristy and Eckerman, ORNL/TM-8381 (1987): every organ an ellipsoid, an elliptica
 torus, cut by planes. The equations and dimensions here are this family's own: each patient draws the
 body's size, and each organ its size, place and tilt; a smooth displacement of 3 to 12 mm bends them all.
 No organ's shape is shared with the other families, so figures on this one tell how a network does on
-anatomy that it has not seen. Lesions are those of every family (`lesions.scattered`), at sites of its own.
+anatomy that it has not seen. Its lesions follow a law of their own too (`lobed_lesions`).
 
 Coordinates as everywhere: LPS mm, the origin in the middle of L1 and of the trunk, head to +z.
 """
@@ -22,6 +22,7 @@ from pipeline.simulate import stylised_trunk as trunk
 from pipeline.simulate.anatomy import LATTICE, SPACING_MM, Anatomy, Drawing, back_of
 from pipeline.simulate.fields import Field, axis_coordinates, smooth_field
 from pipeline.simulate.lesions import Site, scattered
+from pipeline.simulate.lobed_lesions import LOBED
 from pipeline.simulate.makeup import VariedMakeup
 from pipeline.simulate.shapes import Points, cropped, ellipsoid, within, without
 from pipeline.simulate.stylised_quadrics import OUTSIDE_MM, Space
@@ -174,7 +175,7 @@ def stylised(rng: np.random.Generator, texture: Texture = multiscale) -> Anatomy
     liver, kidneys = _draw_abdomen(draw, space, f, wall, np.minimum(column, muscles))
     bone = _draw_bones(draw, space, f, wall, spine)
     sites = _sites(space, f, wall, _Parts(liver, kidneys, lung, bone), makeup)
-    shapes = scattered(space.points, sites, wall.muscle + 2, rng, 1.0, SPACING_MM)
+    shapes = scattered(space.points, sites, wall.muscle + 2, rng, 1.0, SPACING_MM, LOBED)
     for shape in shapes:
         draw.add_lesion(shape)
     return Anatomy(tuple(draw.layers), tuple(s.lesion for s in shapes), back_of(wall.skin))
