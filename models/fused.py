@@ -2,7 +2,7 @@
 
 On a processor with bfloat16 matrix units the convolutions of a training step take less time than BatchNorm,
 activation, pooling and concatenation after them, each of which PyTorch does in passes of its own. Here they
-are joined: BatchNorm in training mode with LeakyReLU, the step from conv1 to conv2 of a slab (`models.slab`),
+are joined: BatchNorm with LeakyReLU, the step from conv1 to conv2 of a slab (`models.slab`),
 up-sampling with concatenation. Tensors are bfloat16 in channels_last order; sums, statistics and everything
 between two roundings are float32 or better.
 
@@ -139,13 +139,12 @@ def _gradient(
 
 class _NormAct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.Module, slope: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Any, slope: float) -> Tensor:
         flat, channels = _flat(x), x.shape[1]
-        sums = _folded_sums(_sum_squares, flat, channels)
         count = flat.size // channels
-        mean = sums[0] / count
-        variance = np.maximum(sums[1] / count - mean**2, 0.0)
-        _moved(norm, mean, variance, count)
+        ctx.held, mean, variance = _statistics(
+            norm, lambda: _folded_sums(_sum_squares, flat, channels), float(count)
+        )
         ctx.mean, ctx.inverse = mean, 1.0 / np.sqrt(variance + norm.eps)
         ctx.scale = weight.detach().double().numpy() * ctx.inverse
         ctx.shift = bias.detach().double().numpy() - mean * ctx.scale
@@ -172,9 +171,10 @@ class _NormAct(torch.autograd.Function):
 
 
 def norm_act(x: Tensor, norm: nn.Module, slope: float) -> Tensor:
-    """LeakyReLU of BatchNorm in training mode; running statistics move.
+    """LeakyReLU of BatchNorm.
 
-    x: (B, C, H, W) bfloat16, channels_last. norm: its layer. slope: of negative values, 0 for ReLU.
+    x: (B, C, H, W) bfloat16, channels_last. norm: its layer; in training mode it normalises by the batch and
+    its running statistics move, else it holds still. slope: of negative values, 0 for ReLU.
     """
     apply: Any = _NormAct.apply
     y: Tensor = apply(x.contiguous(memory_format=CL), norm.weight, norm.bias, norm, slope)
@@ -183,8 +183,24 @@ def norm_act(x: Tensor, norm: nn.Module, slope: float) -> Tensor:
 
 def _coefficients(ctx: Any, dbias: Float64, dweight: Float64, count: float) -> tuple[Float64, Float64]:
     """What BatchNorm's gradient has beside scale · dz: a part that goes with x, and a constant."""
+    if ctx.held:  # its statistics do not depend on x
+        return np.zeros_like(ctx.scale), np.zeros_like(ctx.scale)
     linear = -ctx.scale * ctx.inverse * dweight / count
     return linear, -ctx.scale * dbias / count - linear * ctx.mean
+
+
+def _statistics(norm: Any, sums: Callable[[], Float64], count: float) -> tuple[bool, Float64, Float64]:
+    """Whether the layer holds still, and the mean and variance that it normalises by.
+
+    sums: of x and of x² for each channel over `count` values; asked for in training mode alone.
+    """
+    if not norm.training:
+        return True, norm.running_mean.double().numpy(), norm.running_var.double().numpy()
+    totals = sums()
+    mean = totals[0] / count
+    variance = np.maximum(totals[1] / count - mean**2, 0.0)
+    _moved(norm, mean, variance, count)
+    return False, mean, variance
 
 
 def _moved(norm: Any, mean: Float64, variance: Float64, count: float) -> None:
@@ -199,17 +215,19 @@ def _moved(norm: Any, mean: Float64, variance: Float64, count: float) -> None:
 
 class _Windows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, norm: nn.Module, shape: Any) -> Tensor:
+    def forward(ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, norm: Any, shape: Any) -> Tensor:
         n, slices, slope, seen = shape
         width = weight.shape[0]
         depth, pixels = slices + 8, y.shape[2] * y.shape[3]
         count = float(seen.sum()) * n * pixels
         images = _flat(y).reshape(n * depth, -1)
-        sums = np.stack([_folded_sums(_sum_squares, image, 3 * width) for image in images])
-        sums = np.einsum("nkspc,kp->sc", sums.reshape(n, depth, 2, 3, width), seen)
-        mean = sums[0] / count
-        variance = np.maximum(sums[1] / count - mean**2, 0.0)
-        _moved(norm, mean, variance, count)
+
+        def sums() -> Float64:
+            each = np.stack([_folded_sums(_sum_squares, image, 3 * width) for image in images])
+            found: Float64 = np.einsum("nkspc,kp->sc", each.reshape(n, depth, 2, 3, width), seen)
+            return found
+
+        ctx.held, mean, variance = _statistics(norm, sums, count)
         ctx.mean, ctx.inverse = mean, 1.0 / np.sqrt(variance + norm.eps)
         ctx.scale = weight.detach().double().numpy() * ctx.inverse
         ctx.shift = bias.detach().double().numpy() - mean * ctx.scale

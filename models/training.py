@@ -86,7 +86,7 @@ class Settings:
     flips: bool = True
     activity_jitter: float = 0.2
     average: float = 0.998
-    hold_norm: float = 0.5
+    hold_norm: float = 0.75
     loss_exponent: float = 1.0
     loss_floor: float = 100.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -88,6 +88,24 @@ def test_in_bfloat16_it_differs_by_rounding(architecture: str, middle: int) -> N
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.02, msg=name)
 
 
+@pytest.mark.parametrize(("architecture", "middle"), ARCHITECTURES)
+def test_with_its_norms_held_a_step_is_the_function_that_will_be_run(architecture: str, middle: int) -> None:
+    """What is trained at last must be what inference computes: the batch has no say in it, fused or not."""
+    network = random_network(architecture, middle).eval()
+    inputs = slab_of(2)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = slab.residual(network, *inputs)
+        network.train()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
+                module.eval()
+        before = copy.deepcopy(network.state_dict())
+        found = slab.residual(network, *inputs)
+    assert (found - expected).float().norm() < 0.03 * expected.float().norm()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 # ── the fused operations, each against PyTorch's in float32 from the same bfloat16 values ─────────
 
 
@@ -96,11 +114,19 @@ def rounded(*shape: int, seed: int = 4) -> Tensor:
     return x.bfloat16().contiguous(memory_format=CL)
 
 
-def layer(channels: int) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d]:
+HELD = pytest.mark.parametrize("held", [False, True], ids=["batch", "held"])
+
+
+def twins(norm: nn.BatchNorm2d | nn.BatchNorm3d, held: bool) -> tuple[nn.Module, nn.Module]:
+    """The layer twice, with statistics that are not those of the batch; held: it holds still."""
     torch.manual_seed(5)
-    norm = nn.BatchNorm2d(channels)
-    norm.weight.data.normal_()
-    norm.bias.data.normal_()
+    for parameter in (norm.weight, norm.bias):
+        parameter.data.normal_()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(4, 12)
+    norm.train(not held)
     return norm, copy.deepcopy(norm)
 
 
@@ -109,18 +135,19 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found.float(), expected, rtol=2**-7, atol=2**-8 * expected.abs().max().item())
 
 
+@HELD
 @pytest.mark.parametrize("slope", [0.1, 0.0])
 @pytest.mark.parametrize("channels", [16, 24, 128])
-def test_batch_norm_with_activation(channels: int, slope: float) -> None:
+def test_batch_norm_with_activation(channels: int, slope: float, held: bool) -> None:
     x, dy = rounded(3, channels, 18, 14), rounded(3, channels, 18, 14, seed=6)
     a, b = x.clone().requires_grad_(), x.float().requires_grad_()
-    mine, theirs = layer(channels)
+    mine, theirs = twins(nn.BatchNorm2d(channels), held)
     found = norm_act(a, mine, slope)
     expected = functional.leaky_relu(theirs(b), slope)
     close(found, expected)
     found.backward(dy)  # type: ignore[no-untyped-call]
     expected.backward(dy.float())
-    for one, other in ((a, b), (mine.weight, theirs.weight), (mine.bias, theirs.bias)):
+    for one, other in ((a, b), *zip(mine.parameters(), theirs.parameters(), strict=True)):
         assert one.grad is not None
         assert other.grad is not None
         close(one.grad, other.grad)
@@ -128,14 +155,13 @@ def test_batch_norm_with_activation(channels: int, slope: float) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@HELD
 @pytest.mark.parametrize(("width", "slices"), [(8, 3), (4, 1)])
-def test_the_step_between_the_first_two_convolutions(width: int, slices: int) -> None:
+def test_the_step_between_the_first_two_convolutions(width: int, slices: int, held: bool) -> None:
     x = rounded(2 * (slices + 8), 3 * width, 13, 9)
     dy = rounded(2 * 3 * slices, 3 * width, 13, 9, seed=7)
     a, b = x.clone().requires_grad_(), x.float().requires_grad_()
-    norms = nn.BatchNorm3d(width), nn.BatchNorm3d(width)
-    norms[0].weight.data.normal_()
-    norms[1].load_state_dict(norms[0].state_dict())
+    norms = twins(nn.BatchNorm3d(width), held)
     found = fused_windows(a, norms[0], 0.1, 2, slices, slab.seen(slices))
     expected = slab._pooled(norms[1], b, 2, slices, fused=False)
     close(found, expected)
