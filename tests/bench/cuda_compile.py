@@ -60,7 +60,7 @@ def ptx(kernel: str, capability: tuple[int, int]) -> str:
 
 
 def assembled(code: str, capability: tuple[int, int], folder: Path) -> Figures | None:
-    """Assemble PTX; None without ptxas. raises: CalledProcessError when the code is not valid."""
+    """Assemble PTX; None without a ptxas that knows its version. raises: CalledProcessError for bad code."""
     found = find_spec("nvidia.cuda_nvcc")
     if found is None or not found.submodule_search_locations:
         return None
@@ -70,10 +70,14 @@ def assembled(code: str, capability: tuple[int, int], folder: Path) -> Figures |
     source = folder / "kernel.ptx"
     source.write_text(code, encoding="ascii")
     architecture = f"-arch=sm_{capability[0]}{capability[1]}"
-    told = subprocess.run(
+    done = subprocess.run(
         [ptxas, "-v", architecture, source, "-o", folder / "kernel.cubin"],
-        check=True, capture_output=True, text=True,
-    ).stderr  # fmt: skip
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    told = done.stderr
+    if "Unsupported .version" in told:  # where both CUDA 12 and 13 are installed, ptxas may be the older one
+        return None
+    done.check_returncode()
 
     def number(pattern: str) -> int:
         return sum(int(value) for value in re.findall(pattern, told))

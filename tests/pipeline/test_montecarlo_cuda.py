@@ -101,7 +101,7 @@ def test_old_and_new_cards_take_the_kernel_without_spilling(
     for target in (capability, (9, 0)):
         figures = assembled(code, target, tmp_path)
         if figures is None:
-            pytest.skip("no ptxas: it comes with the extra gpu-cu12")
+            pytest.skip("no ptxas that knows this PTX: it comes with the extra gpu-cu12")
         assert figures.spilled_bytes == 0
         assert figures.registers <= 128
 
