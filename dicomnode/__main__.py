@@ -31,6 +31,8 @@ app = typer.Typer(
 )
 
 OPTIONAL = ("torch",)
+# What the commands of a cluster need, and the extra that brings it.
+EXTRAS = {"dask": "dask", "distributed": "dask"}
 CONFIG_PATHS = (Path("config.toml"), Path("/etc/dicomnode/config.toml"))
 
 ConfigOption = Annotated[
@@ -47,6 +49,17 @@ def serve(config: ConfigOption = None) -> None:
 
     settings = _load(config)
     log_to_stderr(settings.node.log_level)
+    run(settings, lambda: _load(config))
+
+
+@app.command()
+def worker(config: ConfigOption = None) -> None:
+    """Compute for a node on a Dask cluster ([cluster]) until SIGTERM; the node's data_dir must be here."""
+    settings = _load(config)
+    log_to_stderr(settings.node.log_level)
+    compiled_code.find_place(settings.node.data_dir)
+    from dicomnode.cluster_worker import serve as run
+
     run(settings)
 
 
@@ -110,13 +123,15 @@ def retry(
     found = ledger.find_case(case)
     now = time.time()
     if resend:
-        ledger.resend(found.id, now, settings.deliver.to)
+        ledger.resend(found.id, now, settings.deliver.to, settings.rejection_note_takers())
         out.print(f"case {found.id}: its results are sent again")
         return
     reason = "a person asked to begin again"
     # Without its old digest the case is computed also when its inputs are the same.
     ledger.apply(found.id, Event.RETRY, now, reason=reason, inputs_sha256="", conflict="", attempts=0)
     out.print(f"case {found.id}: begins again from what was received")
+    if found.inputs_removed_at is not None:
+        out.print("what was received was removed by [retention]: send the study again")
 
 
 @app.command()
@@ -136,6 +151,38 @@ def discard(
     ended = found.state in (State.DONE, State.HELD, State.FAILED)
     follows = f"now: dicomnode retry {found.id}" if ended else "the case is looked at again"
     out.print(f"case {found.id}: {count} object(s) of that series are set aside; {follows}")
+
+
+@app.command()
+def retention(
+    config: ConfigOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="list what is due, remove nothing")] = False,
+) -> None:
+    """Remove what [retention] says is due, while no node runs: one does so by itself every minute."""
+    from dicomnode.lock import Lock
+    from dicomnode.retention import Retention
+    from dicomnode.show import removal_list
+    from dicomnode.spool import Spool
+
+    settings = _load(config)
+    ledger = _ledger(settings)
+    lock = Lock(settings.node.data_dir)
+    if not dry_run:
+        try:
+            # Also of nodes that share it. An object that comes again while it goes would be lost: what a
+            # receiver holds is known in its own process.
+            lock.take()
+        except ConfigurationError:
+            raise ConfigurationError(
+                f"a node uses [node] data_dir {settings.node.data_dir}: it removes what is due by itself",
+                "List it with --dry-run; `systemctl reload dicomnode` has the node take up other settings",
+            ) from None
+    spool = Spool(settings.node.data_dir, 0, node=settings.node.name)
+    stage = Retention(settings.retention, ledger, spool)
+    now = time.time()
+    out.print(removal_list(stage.plan(now) if dry_run else stage.remove_due(now), dry_run=dry_run))
+    spool.close()
+    lock.release()
 
 
 @app.command()
@@ -196,6 +243,20 @@ def make_kernel(
     )
 
 
+@app.command("hash-password")
+def hash_password() -> None:
+    """Ask for a password, or read it from a pipe, and print what stands in config.toml as password_hash."""
+    from dicomnode.identity import hash_password as hashed
+
+    if sys.stdin.isatty():
+        password = typer.prompt("password", hide_input=True, confirmation_prompt=True, err=True)
+    else:
+        password = sys.stdin.readline().rstrip("\r\n")
+    if not password:
+        raise ConfigurationError("the password is empty", "Leave it out where the user name is enough")
+    out.print(hashed(password))
+
+
 app.add_typer(model_commands.app)
 
 
@@ -220,6 +281,10 @@ def main() -> None:
         sys.exit(1)
     except ModuleNotFoundError as error:
         # The commands on networks need what a node without one may leave out.
+        if error.name in EXTRAS:
+            remedy = f"`pip install 'dicomnode[{EXTRAS[error.name]}]'`"
+            print(f"dicomnode: {error.name} is not installed. {remedy}", file=sys.stderr)  # noqa: T201
+            sys.exit(1)
         if error.name not in OPTIONAL:
             raise
         from pipeline.network import HOW_TO_INSTALL

@@ -32,6 +32,7 @@ from dicomnode.findings import (
     ResultKind,
     RoiFindings,
 )
+from dicomnode.header import describe_file
 from dicomnode.job import Job, Outcome
 from dicomnode.records import NewResult, NewRun
 from pipeline.acquisition import Administration
@@ -161,7 +162,10 @@ def encoding_settings(config: Config) -> EncodingSettings:
     name = f"dicomnode {platform.node()} {config.node.ae_title}"
     device = f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
     return EncodingSettings(
-        **config.encode.model_dump(), device_uid=device, uncertainty_map=config.montecarlo.uncertainty_map
+        **config.encode.model_dump(),
+        device_uid=device,
+        uncertainty_map=config.montecarlo.uncertainty_map,
+        rejection_reason=config.deliver.rejection_reason,
     )
 
 
@@ -201,6 +205,7 @@ def _settings(job: Job, network: NetworkSettings) -> DosimetrySettings:
         engines=dose.engines,
         device=dose.device,
         grid_spacing_mm=dose.grid_spacing_mm,
+        grid_field=dose.grid_field,
         plausibility_limit=dose.plausibility_limit,
         max_outside_ct=dose.max_outside_ct,
         heterogeneity=dose.heterogeneity,
@@ -254,6 +259,7 @@ def _findings(
         notes=(*job.inputs.notes, *_common(dosimetry), *_left_behind(job, dosimetry), *rois.problems),
         other_sources=tuple(sources.values()),
         predecessors=tuple(_predecessor(p, str(ct[0].StudyInstanceUID)) for p in job.predecessors),
+        rejected=tuple(_predecessor(p, str(ct[0].StudyInstanceUID)) for p in job.rejected),
     )
 
 
@@ -334,6 +340,7 @@ def _new_result(written: EncodedObject) -> NewResult:
         engine=written.engine,
         path=str(written.path),
         size_bytes=written.path.stat().st_size,
+        attributes=describe_file(written.path, ExplicitVRLittleEndian),
     )
 
 

@@ -10,16 +10,23 @@ import importlib.util
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from dicomnode.config import Config
+from dicomnode import own_certificate
+from dicomnode.audit import tls_context
+from dicomnode.commitment_message import PUSH_MODEL
+from dicomnode.config import Config, Peer
 from dicomnode.errors import NodeError
 from dicomnode.ledger import Ledger
 from dicomnode.lock import is_held
-from dicomnode.send import echo
+from dicomnode.privacy import FOLDER_MODE, is_open_to_others
+from dicomnode.query_scu import STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE
+from dicomnode.send import echo, open_association
 from models.weights import shipped
 from pipeline.convolve import has_cuda_driver
 from pipeline.decay import NUCLIDES
@@ -49,11 +56,15 @@ def check(config: Config, *, network: bool) -> Iterator[Finding]:
     yield from _data_dir(config)
     yield from _kernels()
     yield from _intentions(config)
+    yield from _audit(config)
+    yield from _tls(config)
     if {"dvk", "cnn"} & set(config.dose.engines):
         yield from _device(config)
     yield from _weights(config)
     if "mc" in config.dose.engines:
         yield from _montecarlo(config)
+    if config.dose.executor == "dask":
+        yield from _cluster(config, ask=network)
     if network:
         yield from _port(config)
         yield from _ledger(config)
@@ -64,7 +75,7 @@ def _data_dir(config: Config) -> Iterator[Finding]:
     path = config.node.data_dir
     subject = "[node] data_dir"
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o750)
+        path.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
         # A command that root typed once may have left a folder that the service cannot write.
         for folder in (path, *(path / name for name in FOLDERS if (path / name).exists())):
             probe = folder / f".check-{os.getpid()}"
@@ -75,6 +86,10 @@ def _data_dir(config: Config) -> Iterator[Finding]:
         where = Path(error.filename or path).parent if error.filename != str(path) else path
         yield Finding("problem", subject, f"{where} cannot be written: {error.strerror}", remedy)
         return
+    folders = (path, *(path / name for name in FOLDERS if (path / name).exists()))
+    if open_folders := [str(folder) for folder in folders if is_open_to_others(folder)]:
+        text = f"every account of this machine can look into {', '.join(open_folders)}: patients' data"
+        yield Finding("warning", subject, text, f"chmod o-rwx {' '.join(open_folders)}")
     free_gb = shutil.disk_usage(path).free / 1e9
     needed = config.receive.min_free_gb
     if free_gb < needed:
@@ -113,6 +128,34 @@ def _intentions(config: Config) -> Iterator[Finding]:
     if config.notify.command and shutil.which(config.notify.command[0]) is None:
         text = f"{config.notify.command[0]!r} is not found or not executable"
         yield Finding("problem", "[notify] command", text, "Give the full path of the program")
+
+
+def _tls(config: Config) -> Iterator[Finding]:
+    """Certificates and keys: readable, ours alone, valid for a while yet."""
+    for remark in own_certificate.remarks(config, time.time()):
+        level: Level = "problem" if remark.wrong else "warning" if remark.remedy else "ok"
+        yield Finding(level, remark.subject, remark.text, remark.remedy)
+
+
+def _audit(config: Config) -> Iterator[Finding]:
+    """Whether the audit trail can be written; whether a collector listens shows when the node starts."""
+    audit = config.audit
+    if audit.file is not None and not os.access(
+        audit.file if audit.file.exists() else audit.file.parent, os.W_OK
+    ):
+        remedy = "Create its folder and give it to the account that runs the node"
+        yield Finding("problem", "[audit] file", f"{audit.file} cannot be written", remedy)
+    if audit.syslog_host and audit.syslog_transport == "tls":
+        try:
+            tls_context(audit)
+        except OSError as error:
+            files = ", ".join(
+                str(path) for path in (audit.ca, audit.certificate, audit.key) if path is not None
+            )
+            text = f"{files} cannot be used: {error}"
+            yield Finding(
+                "problem", "[audit] ca, certificate, key", text, "Give PEM files that belong together"
+            )
 
 
 def _device(config: Config) -> Iterator[Finding]:
@@ -214,10 +257,39 @@ def _cuda_answers() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def _cluster(config: Config, *, ask: bool) -> Iterator[Finding]:
+    """The Dask cluster is installed, reached by nobody else, and has workers."""
+    subject, settings = "[cluster] scheduler", config.cluster
+    try:
+        from dicomnode.cluster import workers
+    except ModuleNotFoundError as error:
+        yield Finding("problem", subject, f"{error.name} is not installed", "`pip install 'dicomnode[dask]'`")
+        return
+    host = urlsplit(settings.scheduler).hostname or ""
+    if settings.ca is None and host not in ("localhost", "127.0.0.1", "::1"):
+        text = f"{settings.scheduler} is without TLS: whoever reaches it runs programs on its machines"
+        yield Finding("warning", subject, text, "Set tls://, ca, certificate and key, or keep others away")
+    if not ask:
+        return
+    try:
+        fit = workers(settings)
+    except NodeError as error:
+        yield Finding("problem", subject, error.reason, error.remedy)
+        return
+    wanted = ", ".join(f"{name} = {amount:g}" for name, amount in settings.resources.items()) or "nothing"
+    if len(fit) < config.dose.at_once:
+        text = f"{len(fit)} worker(s) offer {wanted}, fewer than [dose] at_once = {config.dose.at_once}"
+        yield Finding(
+            "warning" if fit else "problem", subject, text, "Start `dicomnode worker` on more machines"
+        )
+    else:
+        yield Finding("ok", subject, f"{settings.scheduler}, {len(fit)} worker(s) offer {wanted}")
+
+
 def _port(config: Config) -> Iterator[Finding]:
     node = config.node
     subject, where = "[node] port", f"{node.bind}:{node.port}"
-    if is_held(node.data_dir):
+    if is_held(node.data_dir, node.name):
         yield Finding("ok", subject, f"{where}; the node runs")
         return
     try:
@@ -259,3 +331,29 @@ def _peers(config: Config) -> Iterator[Finding]:
             yield Finding("problem", subject, error.reason, remedy)
         else:
             yield Finding("ok", subject, f"{where} answers C-ECHO")
+            yield from _takes(config, peer)
+
+
+def _takes(config: Config, peer: Peer) -> Iterator[Finding]:
+    """Whether it takes what it will be asked for, as far as presentation contexts tell."""
+    subject = f'[[peers]] "{peer.name}"'
+    wanted: list[tuple[str, tuple[str, ...], str]] = []
+    if peer.commitment:
+        remedy = "Let it take storage commitment requests from us, or set commitment = false"
+        wanted.append(("storage commitment", (str(PUSH_MODEL),), remedy))
+    if peer.name in config.fetch.ask:
+        model = STUDY_ROOT_MOVE if config.fetch.by == "move" else STUDY_ROOT_GET
+        remedy = "Let it answer queries of ours, change [fetch] by, or take it out of [fetch] ask"
+        wanted.append((f"C-FIND and C-{config.fetch.by.upper()}", (STUDY_ROOT_FIND, model), remedy))
+    for what, uids, remedy in wanted:
+        contexts = [(uid, "1.2.840.10008.1.2") for uid in uids]
+        try:
+            with open_association(peer, config.node.ae_title, 10.0, contexts) as association:
+                refused = len(association.accepted_contexts) < len(uids)
+        except NodeError as error:
+            yield Finding("problem", subject, f"{what}: {error.reason}", remedy)
+            continue
+        if refused:
+            yield Finding("problem", subject, f"it does not take {what}", remedy)
+        else:
+            yield Finding("ok", subject, f"it takes {what}")

@@ -102,7 +102,7 @@ class ChildExecutor(Executor):
         # Cancelled between its last breath and now: nobody asks for the answer any more.
         with contextlib.suppress(InvalidStateError):
             if answer is None:
-                future.set_exception(Transient(f"the computing process {_died(process.exitcode)}", _REMEDY))
+                future.set_exception(_died(process.exitcode))
             elif answer[0] == "result":
                 future.set_result(answer[1])
             else:
@@ -110,14 +110,21 @@ class ChildExecutor(Executor):
 
 
 _REMEDY = "See the log above and the system's log (dmesg) of that time"
+_MEMORY = (
+    "See the system's log (dmesg) of that time; for its need of memory set a coarser [dose] grid_spacing_mm, "
+    "[dose] memory_limit_gb below what the machine has, or MemoryMax= of the service higher"
+)
 
 
-def _died(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        name = signal.Signals(-exitcode).name
-        hint = ", perhaps by the memory killer" if -exitcode == signal.SIGKILL else ""
-        return f"was killed by {name}{hint}"
-    return f"ended without an answer (exit status {exitcode})"
+def _died(exitcode: int | None) -> Transient:
+    """How a process ended that gave no answer."""
+    if exitcode is None or exitcode >= 0:
+        return Transient(f"the computing process ended without an answer (exit status {exitcode})", _REMEDY)
+    name = signal.Signals(-exitcode).name
+    if -exitcode == signal.SIGKILL:
+        # Whoever it was: the kernel tells the dead one's parent no more than that.
+        return Transient(f"the computing process was killed by {name}, perhaps by the memory killer", _MEMORY)
+    return Transient(f"the computing process was killed by {name}", _REMEDY)
 
 
 def _child(

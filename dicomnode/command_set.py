@@ -1,4 +1,4 @@
-"""The command sets of C-STORE, read and written by hand.
+"""The command sets of C-STORE and of C-FIND's matches, read and written by hand.
 
 Through pydicom's data sets each takes longer than the disk takes for a slice. What is not exactly a
 sound C-STORE request is left to pynetdicom.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from io import BytesIO
 
 from pydicom.dataset import Dataset
@@ -16,8 +17,11 @@ from pynetdicom.dimse_primitives import C_STORE
 
 P_DATA_TF = 0x04  # PS3.8 9.3.5
 LAST_COMMAND_FRAGMENT = 0x03  # PS3.8 E.2
+_LAST_DATA_FRAGMENT = 0x02
 _C_STORE_RQ = b"\x01\x00"
 _C_STORE_RSP = 0x8001
+_C_FIND_RSP = 0x8020
+_DATA_SET = 0x0001
 _NO_DATA_SET = 0x0101
 _NO_DATA = struct.pack("<H", _NO_DATA_SET)
 _UID = re.compile(r"[0-9.]{1,64}")  # what more it must be, the receiver says with a status
@@ -68,6 +72,27 @@ def c_store_rsp(request: C_STORE, context_id: int, status: Dataset) -> bytes:
     command = struct.pack("<HHLL", 0, 0, 4, len(command)) + command
     value = struct.pack(">LBB", len(command) + 2, context_id, LAST_COMMAND_FRAGMENT) + command
     return struct.pack(">BxL", P_DATA_TF, len(value)) + value
+
+
+def c_find_rsp(class_uid: str, message_id: int, status: int) -> bytes:
+    """The command of a pending response with a match (PS3.7 9.3.2.2), in one fragment."""
+    command = b"".join(
+        (
+            _text_element(0x0002, class_uid, "\0"),
+            _short_element(0x0100, _C_FIND_RSP),
+            _short_element(0x0120, message_id),
+            _short_element(0x0800, _DATA_SET),
+            _short_element(0x0900, status),
+        )
+    )
+    return bytes((LAST_COMMAND_FRAGMENT,)) + struct.pack("<HHLL", 0, 0, 4, len(command)) + command
+
+
+def data_fragments(data: bytes, length: int) -> Iterator[bytes]:
+    """A data set in fragments of at most `length` bytes, each with its control header (PS3.8 E.2)."""
+    for start in range(0, len(data), length):
+        last = start + length >= len(data)
+        yield bytes((_LAST_DATA_FRAGMENT if last else 0,)) + data[start : start + length]
 
 
 def _short_element(number: int, value: int) -> bytes:

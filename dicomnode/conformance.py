@@ -1,4 +1,4 @@
-"""docs/conformance.md, sections Receiving and Results: written from the code, so that it cannot lag behind.
+"""docs/conformance.md: what of it is written from the code, so that it cannot lag behind.
 
 python -m dicomnode.conformance [PAGE]
 """
@@ -6,6 +6,7 @@ python -m dicomnode.conformance [PAGE]
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from pydicom.sr.coding import Code
@@ -15,19 +16,21 @@ from dicomnode import vocabulary
 from dicomnode.contexts import SOP_CLASSES, VERIFICATION, transfer_syntaxes
 from dicomnode.defects import ANSWERS
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID
+from dicomnode.overview_conformance import environment, overview, sending
+from dicomnode.query.conformance import query
+from dicomnode.security_conformance import security
+from dicomnode.written_attributes import attributes
 
 PAGE = Path(__file__).parent.parent / "docs" / "conformance.md"
-BEGIN = "<!-- receiving: written by python -m dicomnode.conformance -->"
-END = "<!-- end of receiving -->"
-BEGIN_RESULTS = "<!-- results: written by python -m dicomnode.conformance -->"
-END_RESULTS = "<!-- end of results -->"
-_NEW_PAGE = f"# DICOM conformance\n\n{BEGIN}\n{END}\n\n{BEGIN_RESULTS}\n{END_RESULTS}\n"
-
 _REJECTIONS = {
     "the called AE title is the node's (`[node] ae_title`)": "1, 1, 7 called AE title not recognized",
     "the calling AE title has a `[[peers]]` entry": "1, 1, 3 calling AE title not recognized",
     "where it sets `check_host`, the call comes from its `host`": "1, 1, 3 calling AE title not recognized",
-    "fewer than `[receive] max_associations` are open": "2, 3, 2 local limit exceeded",
+    "it calls over TLS where its entry wants that": "1, 1, 1 no reason given",
+    "its certificate is the one of its entry (Security)": "1, 1, 1 no reason given",
+    "it gives the user and password of its entry (Security)": "1, 1, 1 no reason given",
+    "fewer than `[receive] max_associations` are open, of it fewer yet": "2, 3, 2 local limit exceeded",
+    "the node is not stopping": "2, 3, 1 temporary congestion",
 }
 _ASSOCIATIONS = """\
 ### Associations
@@ -37,12 +40,11 @@ peer and the reason.
 
 {rejections}
 
-A peer gets the presentation contexts that its `may` allows: Verification for `echo`, the storage classes
-for `store`. Others are refused with result 3, abstract syntax not supported. Of the transfer syntaxes
-that a context proposes, the first in the lists below is agreed upon. The largest PDU is
-`[receive] max_pdu`. There is no asynchronous operations window, no user identity and no role selection.
-A connection that sends nothing ends after `acse_timeout_s`, a PDU that has begun and an association that
-is silent after `network_timeout_s`.
+A peer gets the presentation contexts that its `may` allows (section Security). Others are refused with
+result 3, abstract syntax not supported. Of the transfer syntaxes that a context proposes, the first in the
+lists below is agreed upon. The largest PDU is `[receive] max_pdu`. There is no asynchronous operations
+window; role selection is for C-GET and storage commitment. What is waited for, and how long, stands under
+Limits.
 
 The Implementation Class UID is {class_uid}, the Implementation Version Name
 `DICOMNODE_` and the version: on associations in both roles, in received files and in results."""
@@ -67,6 +69,8 @@ Explicit VR little endian, each the only instance of its series, in the patient 
 
 | object | SOP class | when |
 |---|---|---|
+| rejection note, TID 2010 | Key Object Selection Document | first, where results are replaced and a peer \
+takes notes |
 | regions: body, field of view, every ROI | Segmentation | always |
 | dose rate of an engine, stored as rate x 1 h | RT Dose | one for each of `[dose] engines` |
 | the same in mGy/h, float32 | Parametric Map | `[encode] parametric_map` |
@@ -83,7 +87,14 @@ the difference of desired and planned dose (PS3.3 C.8.8.3).
 In the report the statistical uncertainty of a mean dose rate is a property of that measurement (TID 310):
 371884006 SCT, "+/-, range of measurement uncertainty" (CID 225), in the same unit, with Derivation Standard
 Deviation: one standard deviation. That mean's relative uncertainty, and the mean relative uncertainty of a
-voxel, are measurements of their own in the group, in %."""
+voxel, are measurements of their own in the group, in %.
+
+The rejection note (IHE RAD TF-1, Imaging Object Change Management; RAD-66) goes to destinations with
+`rejection_notes = true`, before the results that replace those it names. Its title is 113001 DCM "Rejected
+for Quality Reasons" or 113037 DCM "Rejected for Patient Safety Reasons" (CID 7010, `[deliver]
+rejection_reason`). It names every object of earlier runs that may be there and that no earlier note
+rejected: SEG and Parametric Map by IMAGE, RT Dose and report by COMPOSITE, all of them in Current Requested
+Procedure Evidence Sequence."""
 
 _PRIVATE = """\
 ### Private codes
@@ -122,15 +133,33 @@ def results() -> str:
     return "\n\n".join((_RESULTS, private, "\n".join(("| code | meaning |", "|---|---|", *rows))))
 
 
+SECTIONS: dict[str, Callable[[], str]] = {
+    "overview": overview,
+    "receiving": receiving,
+    "results": results,
+    "attributes": attributes,
+    "sending": sending,
+    "query": query,
+    "security": security,
+    "environment": environment,
+}
+
+
 def updated(page: str) -> str:
     """`page` with its sections replaced."""
-    for begin, end, section in ((BEGIN, END, receiving), (BEGIN_RESULTS, END_RESULTS, results)):
+    for name, section in SECTIONS.items():
+        begin, end = marks(name)
         before, _, rest = page.partition(begin)
         _, found, after = rest.partition(end)
         if not found:
             raise ValueError(f"the page lacks the lines {begin!r} and {end!r}")
         page = f"{before}{begin}\n\n{section()}\n\n{end}{after}"
     return page
+
+
+def marks(section: str) -> tuple[str, str]:
+    """The lines before and after a section."""
+    return f"<!-- {section}: written by python -m dicomnode.conformance -->", f"<!-- end of {section} -->"
 
 
 def _rejections() -> str:
@@ -164,10 +193,14 @@ def _statuses() -> str:
     return "\n".join(("| defect | status | kept | sentence |", "|---|---|---|---|", *rows))
 
 
+def _new_page() -> str:
+    return "# DICOM conformance\n\n" + "\n\n".join("\n".join(marks(name)) for name in SECTIONS) + "\n"
+
+
 def main() -> None:
     """Write the page."""
     page = Path(sys.argv[1]) if len(sys.argv) > 1 else PAGE
-    text = page.read_text(encoding="utf-8") if page.exists() else _NEW_PAGE
+    text = page.read_text(encoding="utf-8") if page.exists() else _new_page()
     page.write_text(updated(text), encoding="utf-8")
 
 

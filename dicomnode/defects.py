@@ -33,6 +33,7 @@ class Defect(StrEnum):
     DISK_FULL = "DISK_FULL"
     LEDGER_UNAVAILABLE = "LEDGER_UNAVAILABLE"
     STOPPING = "STOPPING"
+    TOO_LARGE = "TOO_LARGE"
     INTERNAL = "INTERNAL"
 
 
@@ -65,6 +66,7 @@ ANSWERS: dict[Defect, Answer] = {
     Defect.DISK_FULL: Answer(0xA700, False, "No space to store the object durably"),
     Defect.LEDGER_UNAVAILABLE: Answer(0xA701, False, "The database does not answer; send again later"),
     Defect.STOPPING: Answer(0xA702, False, "The node is stopping; send again later"),
+    Defect.TOO_LARGE: Answer(0xA703, False, "The object is larger than [receive] max_object_gb"),
     Defect.INTERNAL: Answer(0x0110, True, "The node failed while it received the object; see its log"),
 }
 

@@ -1,5 +1,8 @@
 """The stage that sends: ENCODED → SENDING → DONE, or FAILED.
 
+A case whose destinations are asked for storage commitment is DONE when they have committed; `commitment`
+asks them, and has sent again here what they could not commit to.
+
 Each object goes to each destination, and each answer is recorded at once, so that a crash sends
 again only what is not recorded, under the same UIDs (a PACS takes that as the object it has).
 
@@ -16,9 +19,15 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from dicomnode.config import Config, Deliver, Peer
+from pydicom.uid import KeyObjectSelectionDocumentStorage
+
+from dicomnode.audit import SILENT, Audit, Party
+from dicomnode.clock import Jumps
+from dicomnode.config import Config, Peer
 from dicomnode.errors import LedgerUnavailable, NodeError, Transient
 from dicomnode.ledger import Ledger
+from dicomnode.patience import Resting, backoff_s, lasts, spread
+from dicomnode.privacy import without_identity
 from dicomnode.records import Attempt, Case, Delivery, Result, Run
 from dicomnode.send import Answer, Outgoing, Verdict, send
 from dicomnode.states import Event, State
@@ -29,15 +38,6 @@ CASES_PER_TICK = 4
 Item = tuple[Result, Delivery]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Rest:
-    """A destination that failed and is left alone for a while."""
-
-    until: float
-    failures: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +55,37 @@ class _Stopped(Exception):
 class Deliverer:
     """Sends what is due. One thread calls `tick`; `stop` may come from another.
 
-    monotonic: seconds of a clock that only runs forward, for what happens during a tick.
+    monotonic: seconds of a clock that only runs forward, for what happens during a tick. jumps: of the
+    clock that `tick` is told; None: it is never set.
     """
 
     def __init__(
-        self, config: Config, ledger: Ledger, monotonic: Callable[[], float] = time.monotonic
+        self,
+        config: Config,
+        ledger: Ledger,
+        monotonic: Callable[[], float] = time.monotonic,
+        audit: Audit = SILENT,
+        jumps: Jumps | None = None,
     ) -> None:
+        self._audit = audit
+        self._jumps = jumps
         self._settings = config.deliver
         self._destinations = {peer.name: peer for peer in config.destinations()}
         self._our_ae_title = config.node.ae_title
         self._data_dir = config.node.data_dir
         self._ledger = ledger
         self._monotonic = monotonic
-        self._resting: dict[str, _Rest] = {}
+        self._committing = config.committing()
+        self._resting = Resting(config.deliver)
         self._stopping = threading.Event()
 
     def tick(self, now: float) -> None:
         """Try the cases that are due, the oldest first, a few at a time."""
         tried = 0
-        for case in self._ledger.cases(State.ENCODED, State.SENDING):
+        for case in self._ledger.to_deliver(self._committing):
             if self._stopping.is_set() or tried == CASES_PER_TICK:
                 return
-            if not self._pauses(case.next_attempt_at, now):
+            if not lasts(case.next_attempt_at, now, self._settings.max_retry_s):
                 tried += self._try(case, now)
 
     def stop(self) -> None:
@@ -129,24 +138,48 @@ class Deliverer:
     # ── sending ──────────────────────────────────────────────────────────────────────────────
 
     def _send(self, case: Case, peer: Peer, items: list[Item], clock: Callable[[], float]) -> None:
-        """Send to one destination what it lacks and what is still on disk."""
+        """Send to one destination what it lacks.
+
+        A rejection note comes first, and without it nothing else goes there: the destination would hold two
+        contradictory doses unmarked. The other way round it holds none that is valid, for a moment.
+        """
+        notes = [item for item in items if item[0].new.sop_class_uid == KeyObjectSelectionDocumentStorage]
+        if notes and not self._send_items(case, peer, notes, clock):
+            return
+        if rest := [item for item in items if item not in notes]:
+            self._send_items(case, peer, rest, clock)
+
+    def _send_items(self, case: Case, peer: Peer, items: list[Item], clock: Callable[[], float]) -> bool:
+        """Send what is still on disk. returns: whether the destination has taken all of it."""
+        taken: set[str] = set()
         by_uid = {result.new.sop_instance_uid: (result, delivery) for result, delivery in items}
 
         def on_answer(file: Outgoing, answer: Answer) -> None:
             self._record(case, by_uid[file.sop_instance_uid], answer, clock())
+            if answer.verdict is Verdict.STORED:
+                taken.add(file.sop_instance_uid)
             if self._stopping.is_set():
                 raise _Stopped
 
         files = [file for result, _ in items if (file := self._outgoing(result)).path.is_file()]
+        party, patient = Party(peer.ae_title, peer.host), case.identity.patient_id
+        study = case.study_instance_uid
+        self._audit.sending(party, study, patient, [file.sop_class_uid for file in files])
         try:
             send(peer, files, self._our_ae_title, self._settings.timeout_s, on_answer)
         except LedgerUnavailable:
             # Raised by `on_answer`: no fault of the peer.
             raise
         except Transient as error:
-            self._rest(peer, error.reason, clock())
+            self._resting.rest(peer.name, error.reason, clock())
         else:
-            self._resting.pop(peer.name, None)
+            self._resting.wake(peer.name)
+        finally:
+            stored = [file.sop_class_uid for file in files if file.sop_instance_uid in taken]
+            others = [file.sop_class_uid for file in files if file.sop_instance_uid not in taken]
+            self._audit.sent(party, study, patient, stored)
+            self._audit.sent(party, study, patient, others, failure="not taken; the log says why")
+        return taken == by_uid.keys()
 
     def _record(self, case: Case, item: Item, answer: Answer, now: float) -> None:
         result, delivery = item
@@ -162,7 +195,8 @@ class Deliverer:
         )
         level = logging.INFO if stored and not answer.text else logging.WARNING
         name, uid = result.new.kind, result.new.sop_instance_uid
-        text = f": {answer.text}" if answer.text else ""
+        # An error comment is the peer's: it may name the patient.
+        text = f": {without_identity(answer.text, case)}" if answer.text else ""
         log.log(level, "case %d: %s %s %s %s%s", case.id, delivery.peer, answer.verdict, name, uid, text)
 
     def _outgoing(self, result: Result) -> Outgoing:
@@ -178,13 +212,15 @@ class Deliverer:
         left = _open(items)
         if not left:
             nobody = "no destination is configured: the results stay in data_dir/results"
-            case = self._ledger.delivered(attempt, run, now, reason="" if items else nobody)
-            log.info("case %d is %s: every destination has every result", case.id, case.state)
+            case = self._ledger.delivered(attempt, run, now, "" if items else nobody, self._committing)
+            text = f": {case.reason}" if case.state is State.SENDING else ""
+            log.info("case %d is %s: every destination has every result%s", case.id, case.state, text)
         elif hopeless := self._hopeless(case, left, now):
             self._ledger.end(
                 attempt, Event.GIVE_UP, now, outcome="failed", reason=hopeless.reason, remedy=hopeless.remedy
             )
-            log.error("case %d is FAILED: %s. %s", case.id, hopeless.reason, hopeless.remedy)
+            text = without_identity(f"{hopeless.reason}. {hopeless.remedy}", case)
+            log.error("case %d is FAILED: %s", case.id, text)
         else:
             reason = "; ".join(dict.fromkeys(self._trouble(item) for item in left))
             self._stumble(case, reason, attempt, now)
@@ -200,13 +236,14 @@ class Deliverer:
             attempts=case.attempts + 1,
             next_attempt_at=now + pause_s,
         )
-        log.warning("case %d: %s; tried again in %.0f s", case.id, reason, pause_s)
+        text = without_identity(reason, case)
+        log.warning("case %d: %s; tried again in %.0f s", case.id, text, pause_s)
 
     def _trouble(self, item: Item) -> str:
         result, delivery = item
-        rest = self._resting.get(delivery.peer)
-        if rest is not None:
-            return rest.reason
+        resting = self._resting.reason(delivery.peer)
+        if resting is not None:
+            return resting
         return f"{delivery.peer} did not take {result.new.kind}: {delivery.detail or 'not sent'}"
 
     def _hopeless(self, case: Case, left: list[Item], now: float) -> _Hopeless | None:
@@ -225,17 +262,21 @@ class Deliverer:
                     f"Restore it, or compute again: `dicomnode retry {case.id}`",
                 )
             if delivery.refusals >= self._settings.max_refusals:
+                is_note = new.sop_class_uid == KeyObjectSelectionDocumentStorage
+                or_not = ", or set its rejection_notes = false and restart the node" if is_note else ""
                 return _Hopeless(
                     f"{delivery.peer} refused {new.kind} {new.sop_instance_uid} "
                     f"{delivery.refusals} times: {delivery.detail}",
-                    f"{_remedy(delivery, self._our_ae_title)}; then {again}",
+                    f"{_remedy(delivery, self._our_ae_title)}{or_not}; then {again}",
                 )
         return self._too_late(case, left, now, again)
 
     def _too_late(self, case: Case, left: list[Item], now: float, again: str) -> _Hopeless | None:
         limit_h = self._settings.give_up_after_h
         begun = [t.at for t in self._ledger.story(case.id) if t.event in (Event.SEND, Event.RESEND)]
-        if not limit_h or now - max(begun) < limit_h * 3600:
+        # A clock that was set ahead makes nothing late.
+        ahead_s = 0.0 if self._jumps is None else self._jumps.ahead_s(now)
+        if not limit_h or now - max(begun) - ahead_s < limit_h * 3600:
             return None
         return _Hopeless(
             f"not delivered within {limit_h:g} h: {self._trouble(left[0])}",
@@ -245,34 +286,7 @@ class Deliverer:
     # ── resting destinations ─────────────────────────────────────────────────────────────────
 
     def _rests(self, name: str, now: float) -> bool:
-        rest = self._resting.get(name)
-        return name in self._destinations and rest is not None and self._pauses(rest.until, now)
-
-    def _pauses(self, until: float, now: float) -> bool:
-        """Whether a pause lasts. One longer than any that is ever set is a clock that was set back."""
-        return 0 < until - now <= 1.1 * self._settings.max_retry_s
-
-    def _rest(self, peer: Peer, reason: str, now: float) -> None:
-        before = self._resting.get(peer.name)
-        failures = 1 if before is None else before.failures + 1
-        pause_s = backoff_s(failures, self._settings)
-        self._resting[peer.name] = _Rest(now + pause_s, failures, reason)
-        log.warning("%s; it rests for %.0f s", reason, pause_s)
-
-
-def backoff_s(failures: int, settings: Deliver, jitter: float = 0.0) -> float:
-    """The pause after so many failures in a row: first_retry_s, doubled each time, to max_retry_s.
-
-    jitter: 0 to 1; up to a tenth is added.
-    """
-    # The exponent is bounded, so that years of failures do not overflow.
-    pause_s = min(settings.first_retry_s * 2.0 ** min(failures - 1, 60), settings.max_retry_s)
-    return pause_s * (1 + 0.1 * jitter)
-
-
-def spread(case_id: int) -> float:
-    """A jitter in [0, 1) that differs from case to case: multiples of the golden ratio."""
-    return case_id * 0.6180339887498949 % 1.0
+        return name in self._destinations and self._resting.rests(name, now)
 
 
 def _open(items: Iterable[Item]) -> list[Item]:

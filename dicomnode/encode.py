@@ -1,12 +1,14 @@
 """Stage: findings -> DICOM files on disk, their UIDs fixed.
 
-SEG, then one RTDOSE (and its Parametric Maps) per engine, then the SR, which refers to the others. Each
-file is durable before the next is begun: `.part`, fsync, rename, fsync of the folder. The same
-findings and UIDs write the same files again, so an attempt that died halfway is simply repeated.
+Where results are replaced that archives shall reject, the note that says so; SEG, then one RTDOSE (and its
+Parametric Maps) per engine, then the SR, which refers to the others. Each file is durable before the next
+is begun: `.part`, fsync, rename, fsync of the folder. The same findings and UIDs write the same files
+again, so an attempt that died halfway is simply repeated.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,8 +19,9 @@ from pathlib import Path
 from pydicom import Dataset, dcmwrite
 from pydicom.uid import generate_uid
 
-from dicomnode import parametric_map, rtdose, segmentation, summary_report
+from dicomnode import parametric_map, rejection, rtdose, segmentation, summary_report
 from dicomnode.findings import EncodingSettings, Findings, InstanceReference, ResultKind
+from dicomnode.privacy import FOLDER_MODE, opener
 from dicomnode.result_header import ResultIdentity, reference_of
 from dicomnode.summary_report import WrittenResults
 
@@ -61,17 +64,18 @@ def encode(
     """Write every result of a case into `folder`, which is made if it is not there.
 
     now: the time of creation that the objects carry. uids: see `uid_source`.
-    returns: the objects in the order in which they should be sent, the SR last.
+    returns: the objects in the order in which they should be sent: a rejection note first, the SR last.
     raises: InputRejected when a map or number cannot be right, OSError when the disk fails; files
         that are complete by then stay.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _make_durably(folder)
     case = _Case(findings, settings, folder, now, uids)
+    note = (case.rejection(),) if findings.rejected else ()
     tracking = [uids(f"region {number}") for number in range(1, len(findings.rois) + 1)]
     segments, reference = case.segmentation(tracking)
     written = WrittenResults(reference, {}, {}, {}, tracking)
     maps = [encoded for number in range(len(findings.maps)) for encoded in case.maps(number, written)]
-    return (segments, *maps, case.report(written))
+    return (*note, segments, *maps, case.report(written))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +87,13 @@ class _Case:
     folder: Path
     now: datetime
     uids: UidSource
+
+    def rejection(self) -> EncodedObject:
+        # After all the others: they keep their numbers whether there is a note or not.
+        place = 2 + 3 * len(self.findings.maps)
+        identity = self._identity(ResultKind.REJECTION, "", place, rejection.series_description())
+        result = rejection.build(self.findings, self.settings, identity, self.now)
+        return self._write(result, ResultKind.REJECTION, "")
 
     def segmentation(self, tracking: list[str]) -> tuple[EncodedObject, InstanceReference]:
         identity = self._identity(ResultKind.SEG, "", 0, segmentation.series_description(self.findings))
@@ -151,12 +162,25 @@ class _Case:
 def _write_durably(result: Dataset, path: Path) -> None:
     """After this returns, `path` holds the whole object even if the power fails; never half of it."""
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
+    with open(part, "wb", opener=opener) as file:
         dcmwrite(file, result, enforce_file_format=True)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _make_durably(folder: Path) -> None:
+    """The folder of an attempt (results/CASE/ATTEMPT), and that of its case, which may be as new."""
+    folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
+    _sync_folder(folder.parent)
+    # A folder that we may not read was there before us.
+    with contextlib.suppress(PermissionError):
+        _sync_folder(folder.parent.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -7,7 +7,8 @@
     ├── Rejected               a person must act: the case is HELD with reason and remedy
     │   └── Incomplete         something is missing that may still arrive: wait, then hold
     ├── Transient              the world is at fault: try again with back-off
-    │   └── LedgerUnavailable  the database cannot be opened or stays locked
+    │   ├── LedgerUnavailable  the database cannot be opened or stays locked
+    │   └── Unavailable        what would compute is not there: waited for, no attempt counts
     └── IllegalTransition      a bug: an event reached a state that refuses it
 
 `pipeline` has a small tree of its own (`pipeline.errors`): its InputRejected becomes Rejected and
@@ -36,7 +37,14 @@ class Rejected(NodeError):
 
 
 class Incomplete(Rejected):
-    """Something required has not arrived; it may still come."""
+    """Something required has not arrived; it may still come.
+
+    kinds: of which nothing came that could be used: "CT", "SPECT".
+    """
+
+    def __init__(self, reason: str, remedy: str = "", kinds: tuple[str, ...] = ()) -> None:
+        super().__init__(reason, remedy)
+        self.kinds = kinds
 
 
 class Transient(NodeError):
@@ -45,6 +53,10 @@ class Transient(NodeError):
 
 class LedgerUnavailable(Transient):
     """The database cannot be used at the moment."""
+
+
+class Unavailable(Transient):
+    """What would do it is not there at the moment: nothing was tried."""
 
 
 class IllegalTransition(NodeError):

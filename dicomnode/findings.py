@@ -32,6 +32,7 @@ class ResultKind(StrEnum):
     PM = "PM"
     UNCERTAINTY = "UNCERTAINTY"
     SR = "SR"
+    REJECTION = "KO"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,7 @@ class Findings:
     notes: one sentence each, for the reader of the report.
     other_sources: registrations, RTSTRUCTs, SEGs and reports that were used.
     predecessors: results of an earlier run that these replace.
+    rejected: results of earlier runs that archives are told to reject.
     """
 
     ct_headers: tuple[Dataset, ...]
@@ -174,6 +176,7 @@ class Findings:
     notes: tuple[str, ...] = ()
     other_sources: tuple[InstanceReference, ...] = ()
     predecessors: tuple[Predecessor, ...] = ()
+    rejected: tuple[Predecessor, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.ct_headers and self.spect_headers and self.maps and self.rois):
@@ -217,6 +220,7 @@ class EncodingSettings:
         installations never share one.
     uid_root: ends in a dot; empty for 2.25.
     series_number: of the SEG; the other results count on from it.
+    rejection_reason: of the results that these replace, where archives are told so.
     uncertainty_map: whether an engine with statistics also gets a Parametric Map of its uncertainty.
     """
 
@@ -233,3 +237,4 @@ class EncodingSettings:
     serial_number: str = "1"
     series_number: int = 9000
     uncertainty_map: bool = False
+    rejection_reason: Literal["quality", "patient_safety"] = "quality"

@@ -7,23 +7,30 @@ the ledger need to know.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import re
 import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.uid import UID
+from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
+from dicomnode.attributes import BY_TAG, Attribute
 from dicomnode.contexts import IMAGE_CLASSES
 from dicomnode.defects import Defect, Flawed
 from dicomnode.elements import PIXEL_DATA, Element, Encoding, elements, fragments
+from dicomnode.incoming import ANYWHERE, Scratch
 
 # PS3.5 chapter 9. Leading zeros are forbidden there and harmless here, so they pass.
 _UID = re.compile(r"(?=.{1,64}\Z)\d+(\.\d+)*", re.ASCII)
-# A deflated object that inflates to more is taken for an attack.
-MAX_INFLATED_BYTES = 1 << 31
+# Of a refused deflated object: enough for the elements before Study Instance UID.
+_BEGINNING_BYTES = 1 << 20
+# What is given to zlib at once: it copies what it has not used.
+_DEFLATED_PIECE_BYTES = 1 << 16
 
 _CHARACTER_SET = 0x00080005
 _SOP_CLASS = 0x00080016
@@ -44,8 +51,13 @@ _WANTED = frozenset(
     {
         *(_CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE, _ACCESSION, _MODALITY, _PATIENT_ID, _ISSUER),
         *(_STUDY, _SERIES, _SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS_ALLOCATED),
+        *BY_TAG,
     }
 )
+_LAST_INDEXED = max(BY_TAG)
+_ASCII_VRS = frozenset({"AE", "AS", "CS", "DA", "IS", "TM", "UI"})
+# PS3.10 7.1: preamble and prefix, then File Meta Information Group Length, 12 bytes with its value.
+_META_START = 144
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +72,8 @@ class Header:
     patient_id: str
     issuer_of_patient_id: str
     accession_number: str
+    attributes: Mapping[str, str]
+    """By keyword: what the index keeps of it, where it has a value."""
 
 
 def is_valid_uid(text: str) -> bool:
@@ -67,14 +81,15 @@ def is_valid_uid(text: str) -> bool:
     return _UID.fullmatch(text) is not None
 
 
-def inspect(data: memoryview, transfer_syntax_uid: str) -> Header:
+def inspect(data: memoryview, transfer_syntax_uid: str, scratch: Scratch = ANYWHERE) -> Header:
     """Read and check a data set. data: as it came over the wire, without file meta information.
 
+    scratch: where a deflated one is inflated, and how large it may become.
     Raises Flawed with the first defect.
     """
     syntax = UID(transfer_syntax_uid)
     if syntax.is_deflated:
-        data = _inflate(data)
+        data = _inflate(data, scratch)
     encoding = Encoding(implicit=syntax.is_implicit_VR, little=syntax.is_little_endian)
     values: dict[int, bytes] = {}
     pixel_data: Element | None = None
@@ -83,7 +98,7 @@ def inspect(data: memoryview, transfer_syntax_uid: str) -> Header:
             values[element.tag] = bytes(data[element.start : element.end])
         elif element.tag == PIXEL_DATA:
             pixel_data = element
-    header = _header(values)
+    header = _header(values, encoding.little)
     if pixel_data is not None:
         _check_pixel_data(data, pixel_data, _Description(values, encoding.little), syntax.is_encapsulated)
     elif header.sop_class_uid in IMAGE_CLASSES:
@@ -95,9 +110,12 @@ def study_instance_uid(data: memoryview, transfer_syntax_uid: str) -> str:
     """What can be known of a refused object's study; empty when it is not known."""
     syntax = UID(transfer_syntax_uid)
     encoding = Encoding(implicit=syntax.is_implicit_VR, little=syntax.is_little_endian)
-    with contextlib.suppress(Flawed):
+    with contextlib.suppress(Flawed, zlib.error):
         if syntax.is_deflated:
-            data = _inflate(data)
+            inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
+                data[:_BEGINNING_BYTES], _BEGINNING_BYTES
+            )
+            data = memoryview(inflated)
         for element in elements(data, encoding):
             if element.tag >= _STUDY:
                 uid = _ascii({element.tag: bytes(data[element.start : element.end])}, _STUDY)
@@ -105,36 +123,112 @@ def study_instance_uid(data: memoryview, transfer_syntax_uid: str) -> str:
     return ""
 
 
-def _inflate(data: memoryview) -> memoryview:
+def describe(data: memoryview, transfer_syntax_uid: str) -> dict[str, str]:
+    """What the index keeps of a data set, by keyword. Raises Flawed when it cannot be read that far."""
+    syntax = UID(transfer_syntax_uid)
+    if syntax.is_deflated:
+        data = _inflate(data)
+    values: dict[int, bytes] = {}
+    for element in elements(data, Encoding(syntax.is_implicit_VR, syntax.is_little_endian)):
+        if element.tag > _LAST_INDEXED:
+            break
+        if element.tag in _WANTED:
+            values[element.tag] = bytes(data[element.start : element.end])
+    return _attributes(values, encodings_of(values), syntax.is_little_endian)
+
+
+def describe_file(path: Path, transfer_syntax_uid: str) -> dict[str, str]:
+    """As `describe`, of a DICOM file. Raises Flawed or OSError."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if len(content) < _META_START:
+            raise Flawed(Defect.CUT_SHORT, "its file meta information is missing")
+        start = _META_START + int.from_bytes(content[_META_START - 4 : _META_START], "little")
+        with memoryview(content) as whole, whole[start:] as data:
+            return describe(data, transfer_syntax_uid)
+
+
+def inflated_bytes(path: Path, most: int) -> int:
+    """The size of a deflated file's data set, inflated; counted little further than `most`."""
+    stream, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with path.open("rb") as file:
+        file.seek(_META_START - 4)
+        file.seek(_META_START + int.from_bytes(file.read(4), "little"))
+        while size <= most and not stream.eof:
+            piece = stream.unconsumed_tail or file.read(_DEFLATED_PIECE_BYTES)
+            inflated = len(stream.decompress(piece, _BEGINNING_BYTES))
+            if not piece and not inflated:
+                break
+            size += inflated
+    return size
+
+
+def _inflate(data: memoryview, scratch: Scratch = ANYWHERE) -> memoryview:
+    """Piece by piece: a few kilobytes may stand for gigabytes. What is large lies in a file."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)  # PS3.5 A.5: raw deflate, RFC 1951
+    inflated = scratch.new()
     try:
-        inflated = stream.decompress(data, MAX_INFLATED_BYTES)
+        for start in range(0, len(data), _DEFLATED_PIECE_BYTES):
+            rest: bytes | memoryview = data[start : start + _DEFLATED_PIECE_BYTES]
+            more = True
+            while more and not stream.eof and inflated.flaw is None:
+                piece = stream.decompress(rest, _BEGINNING_BYTES)
+                inflated.write(piece)
+                rest = stream.unconsumed_tail
+                more = bool(rest) or len(piece) == _BEGINNING_BYTES
     except zlib.error:
         raise Flawed(Defect.UNREADABLE, "it cannot be inflated") from None
-    if not stream.eof:
+    if inflated.flaw is None and not stream.eof:
         raise Flawed(Defect.CUT_SHORT, "the deflated stream does not end")
-    return memoryview(inflated)
+    return inflated.getbuffer()
 
 
-def _header(values: Mapping[int, bytes]) -> Header:
-    encodings = _encodings(values)
-
-    def text(tag: int) -> str:
-        return decode_bytes(values.get(tag, b""), encodings, set()).strip(" \0")
-
+def _header(values: Mapping[int, bytes], little: bool) -> Header:
+    attributes = _attributes(values, encodings_of(values), little)
     return Header(
         _ascii(values, _SOP_CLASS),
         _valid_uid(values, _SOP_INSTANCE, Defect.SOP_INSTANCE_UID),
         _valid_uid(values, _STUDY, Defect.STUDY_INSTANCE_UID),
         _valid_uid(values, _SERIES, Defect.SERIES_INSTANCE_UID),
         _ascii(values, _MODALITY),
-        text(_PATIENT_ID),
-        text(_ISSUER),
-        text(_ACCESSION),
+        attributes.get("PatientID", ""),
+        attributes.get("IssuerOfPatientID", ""),
+        attributes.get("AccessionNumber", ""),
+        attributes,
     )
 
 
-def _encodings(values: Mapping[int, bytes]) -> list[str]:
+def _attributes(values: Mapping[int, bytes], encodings: list[str], little: bool) -> dict[str, str]:
+    found = {}
+    for tag, value in values.items():
+        attribute = BY_TAG.get(tag)
+        if attribute is None:
+            continue
+        # Nearly all values are plain; an escape (ISO 2022) is an ASCII character too.
+        if attribute.vr != "US" and value.isascii() and b"\x1b" not in value:
+            text = value.decode("ascii").strip(" \0")
+        else:
+            text = text_of(attribute, value, encodings, little)
+        if text:
+            found[attribute.keyword] = text
+    return found
+
+
+def text_of(attribute: Attribute, value: bytes, encodings: list[str], little: bool) -> str:
+    """An encoded value as text, several values with a backslash between them."""
+    if attribute.vr == "US":
+        return "" if len(value) < 2 else str(int.from_bytes(value[:2], "little" if little else "big"))
+    if value.isascii() and b"\x1b" not in value:
+        return value.decode("ascii").strip(" \0")
+    if attribute.vr in _ASCII_VRS:
+        return value.decode("ascii", "replace").strip(" \0")
+    if attribute.vr == "PN":
+        groups = (decode_bytes(group, encodings, PN_DELIMS) for group in value.split(b"="))
+        return "=".join(groups).strip(" \0")
+    return decode_bytes(value, encodings, TEXT_VR_DELIMS).strip(" \0")
+
+
+def encodings_of(values: Mapping[int, bytes]) -> list[str]:
+    """Python's names for a data set's Specific Character Set; values: by tag, as they are encoded."""
     names = _ascii(values, _CHARACTER_SET).split("\\")
     try:
         return list(convert_encodings(names))

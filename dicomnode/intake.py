@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dicomnode.defects import Flawed
@@ -32,11 +33,20 @@ class Intake:
         self._instances: list[Instance] = []
         self._notes: list[Note] = []
         self._conflicts: dict[str, str] = {}
+        self._again: dict[str, Path] = {}
 
     def add(self, instance: Instance) -> None:
         """An object is durable and about to be acknowledged."""
         with self._lock:
             self._instances.append(instance)
+
+    def again(self, sop_instance_uid: str, path: Path) -> None:
+        """An object that is on the disk came once more, and is about to be acknowledged.
+
+        The ledger may have given it up, where removing its file has failed: then it is a new one.
+        """
+        with self._lock:
+            self._again[sop_instance_uid] = path
 
     def note(self, note: Note) -> None:
         """An object was refused."""
@@ -57,6 +67,7 @@ class Intake:
         touched: set[int] = set()
         with self._flushing:
             try:
+                self._flush_again(now)
                 # Objects first: a contradiction needs the case that they make.
                 touched |= self._flush_instances(now)
                 self._flush_conflicts(now)
@@ -70,10 +81,21 @@ class Intake:
 
         Raises LedgerUnavailable: a node that cannot know what it has must not start.
         """
-        files = self._spool.scan()
+        return self._take_up(self._spool.scan(), now)
+
+    def adopt(self, nodes: Sequence[str], now: float) -> set[int]:
+        """As `recover`, for nodes that share the folder, were killed, and have not come back."""
+        for node in nodes:
+            self._spool.forget_parts(f"*.{node}.part")
+        return self._take_up(self._spool.files(), now)
+
+    def _take_up(self, files: Mapping[str, Path], now: float) -> set[int]:
         missing = self._ledger.missing_from(files)
+        # Another node may be about to remove what its ledger rows have left already.
+        given_up = {removal.path for removal in self._ledger.removals()} if missing else set()
         for uid in sorted(missing):
-            self._register(files[uid], now)
+            if self._spool.relative(files[uid]) not in given_up:
+                self._register(files[uid], now)
         if missing:
             log.info("%d objects of the spool were not in the ledger", len(missing))
         for note in self._spool.notes():
@@ -86,13 +108,25 @@ class Intake:
         try:
             origin, data = split_file(memoryview(path.read_bytes()))
             header = inspect(data, origin.transfer_syntax_uid)
+            self._spool.make_durable(path)
+            stat = path.stat()
+        except FileNotFoundError:
+            return  # another node has removed it
         except Flawed as flaw:
             log.error("%s is not whole and set aside: %s", self._spool.relative(path), flaw.reason)
             self._spool.discard(path)
             return
-        stat = path.stat()
         relative = self._spool.relative(path)
         self.add(instance_of(header, origin, relative, stat.st_size, min(now, stat.st_mtime)))
+
+    def _flush_again(self, now: float) -> None:
+        with self._lock:
+            again = dict(self._again)
+        for uid in sorted(self._ledger.missing_from(again)) if again else ():
+            self._register(again[uid], now)
+        with self._lock:
+            for uid in again:
+                del self._again[uid]
 
     def _flush_instances(self, now: float) -> set[int]:
         with self._lock:
@@ -134,6 +168,7 @@ def instance_of(header: Header, origin: Origin, path: str, size_bytes: int, rece
         size_bytes=size_bytes,
         peer=origin.peer,
         received_at=received_at,
+        attributes=header.attributes,
     )
 
 

@@ -20,6 +20,8 @@ class Job:
     """What sets these results apart from every other: part of their UIDs' origin."""
     predecessors: tuple[NewResult, ...] = ()
     """The results that these replace."""
+    rejected: tuple[NewResult, ...] = ()
+    """The results that archives are told to reject: of all earlier runs that were sent there."""
     kernel_cache: Path | None = None
     """Where computed voxel kernels are kept for other cases."""
     checkpoint: Path | None = None

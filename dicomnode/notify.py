@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import smtplib
 import subprocess
 from collections.abc import Callable, Iterable
@@ -18,6 +17,7 @@ from email.utils import formatdate, make_msgid
 
 from dicomnode.config import Notify
 from dicomnode.ledger import Ledger
+from dicomnode.privacy import without_identity
 from dicomnode.records import Case
 from dicomnode.states import State
 
@@ -25,8 +25,6 @@ COMMAND_TIMEOUT_S = 30.0
 SMTP_TIMEOUT_S = 30.0
 # After a failing command or relay; not at every tick, which may be every second.
 RETRY_S = 300.0
-# Shorter identifiers are also ordinary words and numbers of a reason.
-SHORTEST_IDENTIFIER = 4
 
 Way = Callable[[Case, float, Notify], bool]
 """Sends one message. returns: whether it was taken."""
@@ -60,7 +58,7 @@ class Notifier:
         keys = {case.id: (case.id, case.updated_at) for case in cases}
         self._pending = {key: self._pending.get(key, _Pending()) for key in keys.values()}
         for case in cases:
-            if self._pending[keys[case.id]].not_before <= now:
+            if not 0 < self._pending[keys[case.id]].not_before - now <= RETRY_S:
                 self._tell(case, now, ways, self._pending[keys[case.id]])
 
     def _tell(self, case: Case, now: float, ways: dict[str, Way], pending: _Pending) -> None:
@@ -81,7 +79,8 @@ def due(cases: Iterable[Case], now: float, settings: Notify) -> list[Case]:
         case
         for case in cases
         if case.state in (State.HELD, State.FAILED)
-        and (case.notified_at is None or now - case.notified_at >= remind_s)
+        # A time to come is a clock that was set back: better told twice than never.
+        and (case.notified_at is None or not 0 <= now - case.notified_at < remind_s)
     ]
 
 
@@ -95,16 +94,6 @@ def message(case: Case) -> str:
         f"The whole story: dicomnode show {case.id}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def without_identity(text: str, case: Case) -> str:
-    """`text` with the case's Patient ID and Accession Number replaced by these words."""
-    identity = case.identity
-    numbers = {identity.patient_id: "Patient ID", identity.accession_number: "Accession Number"}
-    for number, words in numbers.items():
-        if len(number) >= SHORTEST_IDENTIFIER:
-            text = re.sub(rf"(?<!\w){re.escape(number)}(?!\w)", f"[{words}]", text)
-    return text
 
 
 def _ways(settings: Notify) -> dict[str, Way]:

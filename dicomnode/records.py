@@ -6,7 +6,9 @@ Times are seconds since the epoch, UTC. Paths are relative to `data_dir`, so tha
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from dicomnode.states import Event, State
 
@@ -29,6 +31,8 @@ class Instance:
     peer: str
     """AE title of the caller."""
     received_at: float
+    attributes: Mapping[str, str] = field(default_factory=dict, compare=False, metadata={"column": False})
+    """What the index keeps of it, by keyword; not read back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ class Case:
     """Why the received objects contradict each other; empty when they do not."""
     notified_at: float | None
     identity: Identity
+    inputs_removed_at: float | None = None
+    """When retention removed what was received; None while it is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +127,8 @@ class NewResult:
     engine: str
     path: str
     size_bytes: int
+    attributes: Mapping[str, str] = field(default_factory=dict, compare=False, metadata={"column": False})
+    """What the index keeps of it, by keyword; not read back. Empty: it is read from the file later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +155,8 @@ class Run:
     predecessor_id: int | None
     delivered_at: float | None
     new: NewRun
+    removed_at: float | None = None
+    """When retention removed the files of its results; their UIDs stay known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +182,196 @@ class Delivery:
     refusals: int
     """Answers that refused the object (a PACS that is down refuses nothing)."""
     detail: str
+    committed_at: float | None = None
+    """When the destination said that it keeps the object (storage commitment)."""
+    commit_failure: int | None = None
+    """FailureReason of its last report (PS3.3 C.14), until the object is sent again."""
+    commit_failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What PACS are asked about a case that collects."""
+
+    case_id: int
+    as_of: float
+    """The case's last_instance_at: a later object makes another want of it."""
+    lacking: str
+    """In words; empty where only counts are compared."""
+    kinds: frozenset[str]
+    """"CT", "SPECT": of which it has none."""
+    differs: str
+    """What a PACS has of its series, and did not come; empty when nothing."""
+    opened_at: float
+    next_attempt_at: float
+    requests: int
+    """Rounds in which a PACS answered."""
+    settled: bool
+    """No PACS has more of it, or it was asked often enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enquiry:
+    """What one PACS was asked about a case, and what came of it."""
+
+    id: int
+    case_id: int
+    peer: str
+    at: float
+    lacking: str
+    missing: int
+    """Objects that it has and the node lacks."""
+    came: int
+    outcome: str
+    """asking; agrees: it has nothing more; came; partly; failed; refused; unreachable."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the node has of a series."""
+
+    sop_classes: frozenset[str]
+    objects: int
+    discarded: bool
+    """A person set it aside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """A storage commitment transaction that the node began (PS3.4 Annex J)."""
+
+    id: int
+    transaction_uid: str
+    run_id: int
+    peer: str
+    asked_at: float
+    ask_again_at: float
+    """When to ask again if no report has come."""
+    reported_at: float | None
+    outcome: str
+    """asking; waiting, of the report; refused, the request; unanswered; committed, all of it; failed, some
+    of it; incomplete, the report was; withdrawn, by a person who had the results sent again."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Uncommitted:
+    """The results of a run that a destination has, but has not committed to keep."""
+
+    case_id: int
+    run_id: int
+    peer: str
+    since: float
+    """When the last of them was delivered."""
+    outdated: bool
+    """Objects arrived since the results were encoded."""
+    failed: bool
+    """The peer reported that it could not commit to one of them."""
+    last_outcome: str
+    """Of its last transaction; empty when it was not asked yet."""
+    ask_again_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A storage commitment transaction that a peer began, and what it asks about."""
+
+    id: int
+    peer: str
+    """AE title."""
+    transaction_uid: str
+    asked_at: float
+    objects: tuple[tuple[str, str], ...]
+    """(SOP Class UID, SOP Instance UID)."""
+    next_attempt_at: float
+    tries: int
+    """Reports that did not reach the peer."""
+    ended_at: float | None
+    outcome: str
+    """open, told, or given up."""
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Belonging:
+    """Whose an object is."""
+
+    study_instance_uid: str
+    patient_id: str
+    sop_class_uid: str
+
+
+Kept = Literal["inputs", "results"]
+"""What is kept of a case: received objects, and what was computed from them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedSeries:
+    """A series that retention took off the disk, with what it must hold to be whole again."""
+
+    case_id: int
+    series_instance_uid: str
+    modality: str
+    objects: int
+    discarded: bool
+    """A person had set it aside: it is not asked for, and not used when it comes again."""
+    removed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What the node keeps of a case that has come to its end."""
+
+    what: Kept
+    case_id: int
+    study_instance_uid: str
+    state: State
+    since: float
+    """When it came to its end."""
+    objects: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A file that the ledger has given up and that may still lie on the disk."""
+
+    id: int
+    path: str
+    marked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """An object on disk that the index may lack."""
+
+    sop_instance_uid: str
+    path: str
+    transfer_syntax_uid: str
+    known: bool
+    """Whether the index has it already."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldObject:
+    """An object that can be sent. path: relative to data_dir."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The instances of one SOP class in one series."""
+
+    study: int
+    series: int
+    modality: str
+    sop_class_uid: str
+    instances: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,9 @@ A change here needs a migration: a test compares the migrated database with thes
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
+
+from dicomnode.attributes import INDEXED, UNIQUE_KEY, Attribute, Kind, Level
 
 # Named constraints, so that SQLite's batch migrations can find them.
 METADATA = MetaData(
@@ -16,6 +18,9 @@ METADATA = MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+# An object may be larger than 2 GiB; SQLite's integers know no limit.
+_BYTES = Integer().with_variant(BigInteger(), "postgresql")
 
 
 def _text(name: str) -> Column[str]:
@@ -49,6 +54,7 @@ CASES = Table(
     _text("nuclide"),
     Column("administered_activity_bq", Float),
     Column("administered_at", Float),
+    Column("inputs_removed_at", Float),
 )
 
 INSTANCES = Table(
@@ -65,7 +71,7 @@ INSTANCES = Table(
     _text("issuer_of_patient_id"),
     _text("accession_number"),
     Column("path", Text, nullable=False),
-    Column("size_bytes", Integer, nullable=False),
+    Column("size_bytes", _BYTES, nullable=False),
     _text("peer"),
     Column("received_at", Float, nullable=False),
     Column("discarded", Integer, nullable=False, server_default="0"),
@@ -126,6 +132,7 @@ RUNS = Table(
     _text("kernel_sha256"),
     _text("weights_sha256"),
     _text("details_json"),
+    Column("removed_at", Float),
 )
 
 RESULTS = Table(
@@ -140,7 +147,9 @@ RESULTS = Table(
     Column("kind", String(24), nullable=False),
     _text("engine"),
     Column("path", Text, nullable=False),
-    Column("size_bytes", Integer, nullable=False),
+    Column("size_bytes", _BYTES, nullable=False),
+    # What the index tells of it; NULL until it has been read.
+    Column("attributes_json", Text),
 )
 
 DELIVERIES = Table(
@@ -154,5 +163,159 @@ DELIVERIES = Table(
     Column("tries", Integer, nullable=False, server_default="0"),
     Column("refusals", Integer, nullable=False, server_default="0"),
     _text("detail"),
+    Column("committed_at", Float),
+    Column("commit_failure", Integer),
+    Column("commit_failures", Integer, nullable=False, server_default="0"),
     Index("uq_deliveries_result_peer", "result_id", "peer", unique=True),
+)
+
+# What collecting cases lack, as PACS are asked for it.
+WANTS = Table(
+    "wants",
+    METADATA,
+    Column("case_id", Integer, ForeignKey("cases.id"), primary_key=True),
+    Column("as_of", Float, nullable=False),
+    _text("lacking"),
+    _text("kinds"),
+    _text("differs"),
+    Column("opened_at", Float, nullable=False),
+    Column("next_attempt_at", Float, nullable=False, server_default="0"),
+    Column("requests", Integer, nullable=False, server_default="0"),
+    Column("settled", Integer, nullable=False, server_default="0"),
+)
+
+ENQUIRIES = Table(
+    "enquiries",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    _case_id(),
+    Column("peer", String(64), nullable=False),
+    Column("at", Float, nullable=False),
+    _text("lacking"),
+    Column("missing", Integer, nullable=False, server_default="0"),
+    Column("came", Integer, nullable=False, server_default="0"),
+    Column("outcome", String(16), nullable=False),
+    _text("detail"),
+)
+
+# Storage commitment that the node asks for.
+COMMITMENTS = Table(
+    "commitments",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("transaction_uid", String(64), nullable=False, unique=True),
+    Column("run_id", Integer, ForeignKey("runs.id"), nullable=False, index=True),
+    Column("peer", String(64), nullable=False),
+    Column("asked_at", Float, nullable=False),
+    Column("ask_again_at", Float, nullable=False, server_default="0"),
+    Column("reported_at", Float),
+    Column("outcome", String(16), nullable=False),
+    _text("detail"),
+)
+
+COMMITMENT_ITEMS = Table(
+    "commitment_items",
+    METADATA,
+    Column("commitment_id", Integer, ForeignKey("commitments.id"), primary_key=True),
+    Column("delivery_id", Integer, primary_key=True),
+)
+
+# Storage commitment that the node is asked for.
+PROMISES = Table(
+    "promises",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("peer", String(16), nullable=False),
+    Column("transaction_uid", String(64), nullable=False),
+    Column("asked_at", Float, nullable=False),
+    Column("objects_json", Text, nullable=False),
+    Column("next_attempt_at", Float, nullable=False, server_default="0"),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("ended_at", Float),
+    Column("outcome", String(16), nullable=False),
+    _text("detail"),
+    Index("uq_promises_peer_transaction", "peer", "transaction_uid", unique=True),
+    Index("ix_promises_outcome", "outcome"),
+)
+
+# What retention took of a case: which series must be sent again before it can be computed again.
+REMOVED_SERIES = Table(
+    "removed_series",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("case_id", Integer, ForeignKey("cases.id"), nullable=False),
+    Column("series_instance_uid", String(64), nullable=False),
+    _text("modality"),
+    Column("objects", Integer, nullable=False),
+    Column("discarded", Integer, nullable=False, server_default="0"),
+    Column("removed_at", Float, nullable=False),
+    Index("uq_removed_series_case_series", "case_id", "series_instance_uid", unique=True),
+)
+
+# Files that the ledger has given up and that are about to be removed: a crash leaves the row.
+REMOVALS = Table(
+    "removals",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("marked_at", Float, nullable=False),
+)
+
+
+# What Query/Retrieve answers from: the entities of its information models, one row each, of everything
+# that the node holds. A patient is what the newest of its studies says.
+
+
+def _indexed(attribute: Attribute) -> list[Column[str] | Column[int]]:
+    if attribute.kind is Kind.NUMBER:
+        return [Column(attribute.column, Integer)]
+    if attribute in UNIQUE_KEY.values() and attribute.level is not Level.PATIENT:
+        return [Column(attribute.column, String(64), nullable=False)]
+    return [_text(name) for name in attribute.columns]
+
+
+def _columns(*levels: Level) -> list[Column[str] | Column[int]]:
+    return [column for a in INDEXED if a.level in levels for column in _indexed(a)]
+
+
+HELD_STUDIES = Table(
+    "held_studies",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    *_columns(Level.PATIENT, Level.STUDY),
+    Index("uq_held_studies_uid", "study_instance_uid", unique=True),
+    Index("ix_held_studies_patient", "patient_id", "issuer_of_patient_id", "id"),
+    Index("ix_held_studies_name", "patient_name_alphabetic"),
+    Index("ix_held_studies_date", "study_date"),
+    Index("ix_held_studies_accession", "accession_number"),
+)
+
+HELD_SERIES = Table(
+    "held_series",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("study_id", Integer, ForeignKey("held_studies.id"), nullable=False),
+    Column("is_result", Integer, nullable=False, server_default="0"),
+    *_columns(Level.SERIES),
+    Index("uq_held_series_study_uid", "study_id", "series_instance_uid", unique=True),
+    Index("ix_held_series_uid", "series_instance_uid"),
+)
+
+HELD_INSTANCES = Table(
+    "held_instances",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("series_id", Integer, ForeignKey("held_series.id"), nullable=False, index=True),
+    Column("is_result", Integer, nullable=False, server_default="0"),
+    *_columns(Level.IMAGE),
+    Index("uq_held_instances_uid", "sop_instance_uid", unique=True),
+)
+
+# How many instances of which SOP class a series holds: counts without counting.
+HELD_CLASSES = Table(
+    "held_classes",
+    METADATA,
+    Column("series_id", Integer, ForeignKey("held_series.id"), primary_key=True),
+    Column("sop_class_uid", Text, primary_key=True),
+    Column("instances", Integer, nullable=False),
 )

@@ -40,6 +40,14 @@ from pipeline.pet import pet_geometry
 
 SPECT_CLASSES = (NuclearMedicineImageStorage, PositronEmissionTomographyImageStorage)
 ROI_CLASSES = (RTStructureSetStorage, SegmentationStorage)
+# What a computation may be made from; anything else changes no result.
+INPUT_CLASSES = (
+    CTImageStorage,
+    *SPECT_CLASSES,
+    *ROI_CLASSES,
+    SpatialRegistrationStorage,
+    RadiopharmaceuticalRadiationDoseSRStorage,
+)
 # Classes whose single-frame siblings the node reads: the message can say what to export instead.
 ENHANCED_CLASSES = (EnhancedCTImageStorage, EnhancedPETImageStorage)
 
@@ -153,7 +161,7 @@ def _choose_spect(
 ) -> Series:
     tomographic = [s for s in candidates if _is_reconstructed(s)]
     if not tomographic:
-        raise Incomplete(f"no SPECT: {_what_there_is(headers)}", _spect_remedy(candidates))
+        raise Incomplete(f"no SPECT: {_what_there_is(headers)}", _spect_remedy(candidates), ("SPECT",))
     corrected = [s for s in tomographic if {"ATTN", "SCAT"} <= set(_list(s.first, "CorrectedImage"))]
     if corrected and len(corrected) < len(tomographic):
         notes.append("SPECT series without attenuation and scatter correction were left aside")
@@ -185,7 +193,8 @@ def _choose_ct(
     volumes = [s for s in candidates if "LOCALIZER" not in _list(s.first, "ImageType")]
     if not volumes:
         what = "only a localizer" if candidates else "none"
-        raise Incomplete(f"SPECT without CT: {what} came", "Send the CT of the SPECT/CT under the same study")
+        remedy = "Send the CT of the SPECT/CT under the same study"
+        raise Incomplete(f"SPECT without CT: {what} came", remedy, ("CT",))
     frame = spect.first.text("FrameOfReferenceUID")
     reachable = {frame} | _registered_with(frame, registrations)
     same = [s for s in volumes if s.first.text("FrameOfReferenceUID") in reachable and frame]

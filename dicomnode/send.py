@@ -28,13 +28,16 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
-from pynetdicom.pdu_primitives import MaximumLengthNotification
-from pynetdicom.presentation import build_context
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.pdu_primitives import MaximumLengthNotification, UserIdentityNegotiation
+from pynetdicom.presentation import build_context, build_role
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, VERIFICATION_SERVICE_CLASS_STATUS
 
 from dicomnode.config import Peer
 from dicomnode.errors import NodeError, Transient
+from dicomnode.identity import USERNAME, USERNAME_AND_PASSCODE, password_to_send
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicomnode.tls import caller
 
 # pynetdicom offers this as a module global only. It is set once, here, and concerns only objects
 # that are sent by their path, which nothing else in the node does.
@@ -100,14 +103,14 @@ def send(
         return
     contexts = sorted({(file.sop_class_uid, file.transfer_syntax_uid) for file in files})
     try:
-        with _association(peer, our_ae_title, timeout_s, contexts) as association:
+        with open_association(peer, our_ae_title, timeout_s, contexts) as association:
             accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
             for number, file in enumerate(files, start=1):
                 if (file.sop_class_uid, file.transfer_syntax_uid) in accepted:
                     _store(association, peer, file, number, on_answer)
                 else:
                     on_answer(file, Answer(Verdict.REFUSED, None, _no_context(file)))
-    except _AssociationRefused as error:
+    except AssociationRefused as error:
         for file in files:
             text = _no_context(file) if error.contexts else error.reason
             on_answer(file, Answer(Verdict.REFUSED, None, text))
@@ -116,7 +119,7 @@ def send(
 def echo(peer: Peer, our_ae_title: str, timeout_s: float) -> None:
     """C-ECHO. Raises NodeError with the reason when the peer does not answer it with success."""
     contexts = [(VERIFICATION_SOP_CLASS, str(ImplicitVRLittleEndian))]
-    with _association(peer, our_ae_title, timeout_s, contexts) as association:
+    with open_association(peer, our_ae_title, timeout_s, contexts) as association:
         status = association.send_c_echo().get("Status")
     if status is None:
         raise Transient(f"{_name(peer)} did not answer C-ECHO within {timeout_s:g} s")
@@ -169,7 +172,7 @@ def _name(peer: Peer) -> str:
     return f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
 
 
-class _AssociationRefused(NodeError):
+class AssociationRefused(NodeError):
     """A living peer wants no association with us, or none for these objects."""
 
     def __init__(self, reason: str, remedy: str = "", *, contexts: bool = False) -> None:
@@ -178,11 +181,23 @@ class _AssociationRefused(NodeError):
 
 
 @contextmanager
-def _association(
-    peer: Peer, our_ae_title: str, timeout_s: float, contexts: Sequence[tuple[str, str]]
+def open_association(
+    peer: Peer,
+    our_ae_title: str,
+    timeout_s: float,
+    contexts: Sequence[tuple[str, str]],
+    *,
+    as_scp: Sequence[str] = (),
+    handlers: Sequence[evt.EventHandlerType] = (),
 ) -> Iterator[Association]:
-    """An established association, released at the end and aborted when the block raises."""
-    association, connected = _associate(peer, our_ae_title, timeout_s, contexts)
+    """An established association, released at the end and aborted when the block raises.
+
+    contexts: (abstract syntax, transfer syntax). as_scp: abstract syntaxes of which we propose to be
+    the SCP (PS3.7 D.3.3.4). handlers: pynetdicom's, for requests of the peer; they run in the
+    association's own thread, while this one waits for answers.
+    Raises AssociationRefused by a living peer, Transient when nobody answers.
+    """
+    association, connected = _associate(peer, our_ae_title, timeout_s, contexts, as_scp, handlers)
     if not association.is_established:
         raise _why_not(association, connected, peer, timeout_s)
     try:
@@ -196,7 +211,12 @@ def _association(
 
 
 def _associate(
-    peer: Peer, our_ae_title: str, timeout_s: float, contexts: Sequence[tuple[str, str]]
+    peer: Peer,
+    our_ae_title: str,
+    timeout_s: float,
+    contexts: Sequence[tuple[str, str]],
+    as_scp: Sequence[str],
+    handlers: Sequence[evt.EventHandlerType],
 ) -> tuple[Association, bool]:
     """Ask for an association. returns: it, established or not, and whether TCP connected."""
     if not peer.host or peer.port is None:
@@ -208,6 +228,7 @@ def _associate(
     # Silence is bounded by the socket's own timeout; sending a large object is no silence.
     ae.network_timeout = None
 
+    tls = caller(peer) if peer.tls else None
     connected = threading.Event()
 
     def tune(event: evt.Event) -> None:
@@ -223,11 +244,29 @@ def _associate(
             peer.port,
             contexts=[build_context(sop_class, syntax) for sop_class, syntax in contexts],
             ae_title=peer.ae_title,
-            evt_handlers=[(evt.EVT_CONN_OPEN, tune)],
+            ext_neg=[*(build_role(uid, scp_role=True) for uid in as_scp), *_identity(peer)],
+            tls_args=tls[:2] if tls else None,
+            evt_handlers=[(evt.EVT_CONN_OPEN, tune), *handlers],
         )
     except OSError as error:  # the name does not resolve
         raise Transient(f"{_name(peer)} cannot be reached: {error.strerror or error}") from error
+    if tls and tls[2]:
+        raise Transient(
+            f"{_name(peer)}: no TLS connection: {tls[2][0]}",
+            "Check its port, its certificate against [tls] ca, and certificate_name of its [[peers]] entry",
+        )
     return association, connected.is_set()
+
+
+def _identity(peer: Peer) -> list[UserIdentityNegotiation]:
+    """Our user name, and password, for peers that want one (PS3.7 D.3.3.7)."""
+    if not peer.send_user:
+        return []
+    identity, password = UserIdentityNegotiation(), password_to_send(peer)
+    identity.user_identity_type = USERNAME_AND_PASSCODE if password else USERNAME
+    identity.primary_field = peer.send_user.encode()
+    identity.secondary_field = password
+    return [identity]
 
 
 def _why_not(association: Association, connected: bool, peer: Peer, timeout_s: float) -> NodeError:
@@ -237,13 +276,14 @@ def _why_not(association: Association, connected: bool, peer: Peer, timeout_s: f
         reason = f"{_name(peer)} rejected the association: {answer.reason_str}"
         # PS3.8 Table 9-21: 1 rejected-permanent, 2 rejected-transient.
         if answer.result == 1:
-            return _AssociationRefused(reason, f"Check that the peer knows us and is {peer.ae_title}")
+            return AssociationRefused(reason, f"Check that the peer knows us and is {peer.ae_title}")
         return Transient(reason)
     if association.rejected_contexts:
-        return _AssociationRefused(f"{_name(peer)} accepted no presentation context", contexts=True)
+        return AssociationRefused(f"{_name(peer)} accepted no presentation context", contexts=True)
     if connected:
         text = f"takes the connection but granted no association within {timeout_s:g} s"
-        return Transient(f"{_name(peer)} {text}", "Check that a DICOM service listens on that port")
+        over = ", and over TLS that it accepts our certificate" if peer.tls else ", and without TLS"
+        return Transient(f"{_name(peer)} {text}", f"Check that a DICOM service listens on that port{over}")
     return Transient(
         f"{_name(peer)} cannot be reached: nothing takes the connection",
         "Check that it runs, its host and port in [[peers]], and the firewall",
@@ -260,18 +300,42 @@ def _pace(association: Association) -> None:
 
 
 def _keep_answers(association: Association) -> None:
-    """Leave every answer to whoever waits for it.
+    """Leave every answer to whoever waits for it, and serve the peer's event reports whenever they come.
 
-    pynetdicom's own thread of the association also takes messages, for requests of the peer, of which a
-    C-STORE SCU gets none. It is not always paused in time, and an answer that it takes is lost: the
-    object would count as unanswered after the whole timeout.
+    pynetdicom's thread of the association also takes messages. It is not always paused in time, and an
+    answer that it takes is lost: the object would count as unanswered after the whole timeout. A report
+    that comes while an answer is awaited would be taken for that answer; some peers want it answered first.
     """
-    take = association.dimse.get_msg
+    messages = _Messages()
+    dimse = cast(Any, association.dimse)
+    take, dimse.msg_queue = dimse.get_msg, messages
 
     def get_msg(block: bool = False) -> Any:
-        return take(block=True) if block else (None, None)
+        if not block:
+            return messages.next_report()
+        item = take(block=True)
+        while _is_report(item[1]):
+            association._serve_request(item[1], item[0])
+            item = take(block=True)
+        return item
 
-    cast(Any, association.dimse).get_msg = get_msg
+    dimse.get_msg = get_msg
+
+
+class _Messages(queue.Queue[Any]):
+    """What the peer sends: answers, and its N-EVENT-REPORT requests."""
+
+    def next_report(self) -> Any:
+        """(context ID, message) if the next message is a report, else (None, None)."""
+        with self.mutex:
+            if self.queue and _is_report(self.queue[0][1]):
+                return self.queue.popleft()
+        return None, None
+
+
+def _is_report(message: Any) -> bool:
+    # PS3.7 10.1.1.1: a response names the request that it answers.
+    return isinstance(message, N_EVENT_REPORT) and message.MessageIDBeingRespondedTo is None
 
 
 class _Window(queue.Queue[Any]):

@@ -12,7 +12,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from dicomnode.ledger import Ledger
-from dicomnode.records import Case
+from dicomnode.records import Case, Commitment, Delivery
+from dicomnode.retention import Planned
 from dicomnode.states import State
 
 COLOURS = {
@@ -41,6 +42,22 @@ def case_list(cases: Sequence[Case]) -> Table:
     return table
 
 
+def removal_list(planned: Sequence[Planned], *, dry_run: bool) -> RenderableType:
+    """What is due to be removed, or was."""
+    if not planned:
+        return Text("nothing is due")
+    table = Table("what", "case", "since", "objects", "MB", "why", box=None)
+    for item in planned:
+        case, since = (
+            ("", "") if item.holding is None else (str(item.holding.case_id), _at(item.holding.since))
+        )
+        table.add_row(
+            item.what, case, since, str(item.objects), f"{item.size_bytes / 1e6:.1f}", Text(item.why)
+        )
+    size_gb = sum(item.size_bytes for item in planned) / 1e9
+    return Group(table, Text(f"{size_gb:.2f} GB {'would be' if dry_run else 'were'} removed"))
+
+
 def case_story(ledger: Ledger, case: Case) -> RenderableType:
     """Everything that happened to a case, and what a person has to do now."""
     parts: list[RenderableType] = [_head(ledger, case)]
@@ -51,6 +68,9 @@ def case_story(ledger: Ledger, case: Case) -> RenderableType:
     attempts = _attempts(ledger, case)
     if attempts.row_count:
         parts += [Text("\nattempts"), attempts]
+    enquiries = _enquiries(ledger, case)
+    if enquiries.row_count:
+        parts += [Text("\nasked of PACS"), enquiries]
     quarantined = _quarantined(ledger, case)
     if quarantined.row_count:
         parts += [Text("\nquarantined"), quarantined]
@@ -71,6 +91,8 @@ def _head(ledger: Ledger, case: Case) -> Table:
         "administered": ""
         if activity is None
         else f"{activity / 1e6:.1f} MBq, {_at(identity.administered_at)}",
+        "inputs removed": _at(case.inputs_removed_at),
+        "now": case.reason if case.state is State.SENDING else "",
         "next attempt": _at(case.next_attempt_at) if case.next_attempt_at else "",
     }
     table = Table("", _whole(""), show_header=False, box=None)
@@ -89,6 +111,12 @@ def _series(ledger: Ledger, case: Case) -> Table:
     table = Table("modality", "objects", _whole("Series Instance UID"), "patient ID", "from", box=None)
     for (modality, uid, patient_id, issuer, peer), count in sorted(counts.items()):
         table.add_row(modality, str(count), uid, Text(_patient(patient_id, issuer)), peer)
+    here = {uid for _, uid, *_ in counts}
+    for removed in ledger.removed_series(case.id):
+        if removed.series_instance_uid not in here:
+            aside = ", was set aside" if removed.discarded else ""
+            text = f"{removed.objects} removed {_at(removed.removed_at)}{aside}"
+            table.add_row(removed.modality, Text(text, style="dim"), removed.series_instance_uid, "", "")
     return table
 
 
@@ -126,6 +154,18 @@ def _attempts(ledger: Ledger, case: Case) -> Table:
     return table
 
 
+def _enquiries(ledger: Ledger, case: Case) -> Table:
+    """Who was asked for what the study lacks, and what came."""
+    table = Table("time", "of", "lacking", "outcome", "has more", "came", "detail", box=None)
+    for each in ledger.enquiries(case.id):
+        lacking = each.lacking or "nothing; counts compared"
+        table.add_row(
+            _at(each.at), each.peer, Text(lacking), each.outcome, str(each.missing), str(each.came),
+            Text(each.detail),
+        )  # fmt: skip
+    return table
+
+
 def _quarantined(ledger: Ledger, case: Case) -> Table:
     table = Table("time", "from", "defect", "status", "reason", _whole("file"), box=None)
     for item in ledger.quarantined(case.study_instance_uid):
@@ -143,8 +183,10 @@ def _quarantined(ledger: Ledger, case: Case) -> Table:
 def _results(ledger: Ledger, case: Case) -> Iterator[RenderableType]:
     for run in ledger.runs(case.id):
         predecessor = "" if run.predecessor_id is None else f", replaces run {run.predecessor_id}"
+        removed = f", files removed {_at(run.removed_at)}" if run.removed_at is not None else ""
         yield Text(
-            f"\nrun {run.id} of {_at(run.created_at)}, software {run.new.software_version}{predecessor}"
+            f"\nrun {run.id} of {_at(run.created_at)}, software {run.new.software_version}"
+            f"{predecessor}{removed}"
         )
         details = json.loads(run.new.details_json or "{}")
         for engine, regions in details.get("uncertainty", {}).items():
@@ -154,10 +196,7 @@ def _results(ledger: Ledger, case: Case) -> Iterator[RenderableType]:
         table = Table("object", "engine", _whole("SOP Instance UID"), _whole("file"), "delivered", box=None)
         to: dict[int, list[str]] = {}
         for result, delivery in ledger.deliveries(run.id):
-            state = (
-                _at(delivery.delivered_at) if delivery.delivered_at else f"not yet ({delivery.detail or '-'})"
-            )
-            to.setdefault(result.id, []).append(f"{delivery.peer}: {state}")
+            to.setdefault(result.id, []).append(f"{delivery.peer}: {_delivered(delivery)}")
         for result in ledger.results(run.id):
             new = result.new
             table.add_row(
@@ -168,6 +207,30 @@ def _results(ledger: Ledger, case: Case) -> Iterator[RenderableType]:
                 Text("\n".join(to.get(result.id, ["-"]))),
             )
         yield table
+        asked = ledger.commitments(run.id)
+        if asked:
+            yield _commitments(asked)
+
+
+def _delivered(delivery: Delivery) -> str:
+    if not delivery.delivered_at:
+        return f"not yet ({delivery.detail or '-'})"
+    committed = f", committed {_at(delivery.committed_at)}" if delivery.committed_at else ""
+    return _at(delivery.delivered_at) + committed
+
+
+def _commitments(asked: Sequence[Commitment]) -> Table:
+    table = Table(
+        "commitment asked", "of", "outcome", "report", "detail", _whole("Transaction UID"), box=None
+    )
+    for each in asked:
+        reported = _at(each.reported_at)
+        if each.outcome == "waiting":
+            reported = f"asked again {_at(each.ask_again_at)}" if each is asked[-1] else "none came"
+        table.add_row(
+            _at(each.asked_at), each.peer, each.outcome, reported, Text(each.detail), each.transaction_uid
+        )
+    return table
 
 
 def _whole(header: str) -> Column:

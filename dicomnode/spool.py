@@ -21,16 +21,20 @@ import json
 import os
 import shutil
 import struct
+import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from dicomnode.claims import Claims, leave_alone
 from dicomnode.defects import Defect, Flawed
 from dicomnode.header import is_valid_uid
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicomnode.incoming import pieces
+from dicomnode.privacy import FILE_MODE, FOLDER_MODE
 
 _SPOOL = "spool"
 _QUARANTINE = "quarantine"
@@ -38,8 +42,6 @@ _PREAMBLE_BYTES = 128
 _PREFIX = b"DICM"
 # Folder syncs at the same time; the file system makes one flush of them.
 _SYNC_THREADS = 16
-_FILE_MODE = 0o640
-_FOLDER_MODE = 0o750
 # The kernel sets memory aside in pieces of a write's size, and large pieces are slow to find where memory
 # is scattered: half-megabyte writes took twice the system time of these.
 _WRITE_BYTES = 1 << 16
@@ -84,22 +86,43 @@ def free_bytes(folder: Path) -> int:
 class Spool:
     """The only writer below `data_dir`/spool and /quarantine. Every method may be called from any thread.
 
-    min_free_bytes: below it nothing is written. free: how to ask for the room there is.
+    min_free_bytes: below it nothing is written. free: how to ask for the room there is. node: name among
+    the nodes that share the folder; empty: there is no other.
     """
 
-    def __init__(self, data_dir: Path, min_free_bytes: int, free: Callable[[Path], int] = free_bytes) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        min_free_bytes: int,
+        free: Callable[[Path], int] = free_bytes,
+        node: str = "",
+    ) -> None:
         self.data_dir = data_dir
         self._spool = data_dir / _SPOOL
         self._quarantine = data_dir / _QUARANTINE
         self._min_free_bytes = min_free_bytes
         self._free = free
         self._study_of: dict[str, str] = {}
+        self._claims = Claims(data_dir) if node else None
+        self._part = f".{node}.part" if node else ".part"
         self._syncs = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync-folder")
         self._durable_folders: set[Path] = set()
         self._busy: set[str] = set()
         self._turn = threading.Condition()
         for folder in (self._spool, self._quarantine):
-            folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+
+    def configure(self, min_free_bytes: int) -> None:
+        """Another watermark from the next object on."""
+        self._min_free_bytes = min_free_bytes
+
+    @contextlib.contextmanager
+    def claim_all(self, sop_instance_uids: Iterable[str]) -> Iterator[None]:
+        """Hold many objects. For the one caller that does: two of them could wait for each other."""
+        with contextlib.ExitStack() as claims:
+            for uid in sop_instance_uids:
+                claims.enter_context(self.claim(uid))
+            yield
 
     @contextlib.contextmanager
     def claim(self, sop_instance_uid: str) -> Iterator[None]:
@@ -108,7 +131,8 @@ class Spool:
             self._turn.wait_for(lambda: sop_instance_uid not in self._busy)
             self._busy.add(sop_instance_uid)
         try:
-            yield
+            with self._claims.hold(sop_instance_uid) if self._claims else contextlib.nullcontext():
+                yield
         finally:
             with self._turn:
                 self._busy.discard(sop_instance_uid)
@@ -116,11 +140,13 @@ class Spool:
 
     def find(self, study_instance_uid: str, sop_instance_uid: str) -> Path | None:
         """Where an accepted object lies, be it in another study; None when there is none."""
-        study = self._study_of.get(sop_instance_uid, study_instance_uid)
+        if self._claims is None:
+            study = self._study_of.get(sop_instance_uid, study_instance_uid)
+        else:
+            study = self._claims.study_of(sop_instance_uid) or study_instance_uid
         path = self.path(study, sop_instance_uid)
         if path.exists():
             return path
-        self._study_of.pop(sop_instance_uid, None)  # retention has removed it
         return None
 
     def path(self, study_instance_uid: str, sop_instance_uid: str) -> Path:
@@ -142,12 +168,14 @@ class Spool:
         path = self.path(study_instance_uid, origin.sop_instance_uid)
         try:
             self._require_room(len(data))
-            self._make_folder(path.parent)
             meta = file_meta(origin, data)
-            _write(path, (meta, data), self._syncs)
+            if self._claims is not None:
+                self._claims.remember(origin.sop_instance_uid, study_instance_uid)
+            self._write_in_folder(path, (meta, data))
         except OSError as error:
             raise Flawed(Defect.DISK_FULL, error.strerror or str(error)) from error
-        self._study_of[origin.sop_instance_uid] = study_instance_uid
+        if self._claims is None:
+            self._study_of[origin.sop_instance_uid] = sys.intern(study_instance_uid)
         return path, len(meta) + len(data)
 
     def set_aside(self, note: Note, origin: Origin, data: memoryview) -> tuple[Note, bool]:
@@ -157,7 +185,8 @@ class Spool:
         fills neither the disk nor the ledger. A disk without room loses the object, never the note.
         """
         digest = hashlib.sha256(f"{note.defect}\n".encode())
-        digest.update(data)
+        for piece in pieces(data):
+            digest.update(piece)
         path = self._quarantine / f"{digest.hexdigest()}.dcm"
         kept = replace(note, path=self.relative(path))
         with self.claim(path.name):
@@ -165,9 +194,9 @@ class Spool:
                 return kept, False
             try:
                 self._require_room(len(data))
-                _write(path, (file_meta(origin, data), data))
+                _write(path, (file_meta(origin, data), data), self._part)
                 text = json.dumps(asdict(kept), indent=1, ensure_ascii=False)
-                _write(path.with_suffix(".json"), (text.encode(),))
+                _write(path.with_suffix(".json"), (text.encode(),), self._part)
             except OSError:
                 return note, True
         return kept, True
@@ -179,12 +208,34 @@ class Spool:
 
     def scan(self) -> dict[str, Path]:
         """At start: forget what was half written; SOP Instance UID → file of every accepted object."""
-        for folder in (self._spool, self._quarantine):
-            for path in folder.rglob("*.part"):
-                path.unlink()
-        found = {path.stem: path for path in self._spool.glob("*/*.dcm")}
-        self._study_of = {uid: path.parent.name for uid, path in found.items()}
+        self.forget_parts(f"*{self._part}")
+        found = self.files()
+        if self._claims is None:
+            leave_alone(self.data_dir)
+            # One text for a study, not one for each of its objects.
+            self._study_of = {uid: sys.intern(path.parent.name) for uid, path in found.items()}
+        elif not self._claims.is_complete():
+            for uid, path in found.items():
+                with self.claim(uid):
+                    self._claims.remember(uid, path.parent.name)
+            self._claims.complete()
         return found
+
+    def files(self) -> dict[str, Path]:
+        """SOP Instance UID → file of every accepted object."""
+        return {path.stem: path for path in self._spool.glob("*/*.dcm")}
+
+    def forget_parts(self, pattern: str) -> None:
+        """Remove what was half written by a node that has ended."""
+        for folder in (self._spool, self._quarantine):
+            for path in folder.rglob(pattern):
+                path.unlink(missing_ok=True)
+
+    def make_durable(self, path: Path) -> None:
+        """A file that its writer may not have synced: it was killed before it acknowledged."""
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        sync_folder(path.parent)
 
     def discard(self, path: Path) -> None:
         """Take a broken file out of the way of the object that will be sent again."""
@@ -194,13 +245,62 @@ class Spool:
         """End the threads that sync folders."""
         self._syncs.shutdown()
 
+    def remove(self, paths: Sequence[str]) -> None:
+        """Take files that the ledger has given up off the disk, and folders that are empty then; durably.
+
+        paths: relative to data_dir, below its folders. Hold the claims of received objects meanwhile.
+        Raises OSError when the disk does not let go of them.
+        """
+        folders = set()
+        for path in paths:
+            file = self.data_dir / path
+            file.unlink(missing_ok=True)
+            if path.startswith(f"{_SPOOL}/"):
+                self._forget(file.stem)
+            folders.add(file.parent)
+        for folder in sorted(folders):
+            self._remove_if_empty(folder)
+
+    def _forget(self, sop_instance_uid: str) -> None:
+        if self._claims is None:
+            self._study_of.pop(sop_instance_uid, None)
+        else:
+            self._claims.forget(sop_instance_uid)
+
+    def _remove_if_empty(self, folder: Path) -> None:
+        """A study's folder, or an attempt's and then its case's; those directly below data_dir stay."""
+        while folder.parent != self.data_dir:
+            with self._turn:
+                self._durable_folders.discard(folder)
+                try:
+                    folder.rmdir()
+                except FileNotFoundError:
+                    pass
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    break
+            folder = folder.parent
+        sync_folder(folder)
+
+    def _write_in_folder(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
+        self._make_folder(path.parent)
+        # Another node may take up what has its name: then it is durable already.
+        syncs = self._syncs if self._claims is None else None
+        try:
+            _write(path, parts, self._part, syncs)
+        except FileNotFoundError:
+            # `remove` took the folder, which was empty, after it was looked at.
+            self._make_folder(path.parent)
+            _write(path, parts, self._part, syncs)
+
     def _make_folder(self, folder: Path) -> None:
         """A study's folder, itself durable before the first object in it is acknowledged."""
         with self._turn:
             if folder in self._durable_folders and folder.exists():
                 return
-            folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-            _sync_folder(folder.parent)
+            folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+            sync_folder(folder.parent)
             self._durable_folders.add(folder)
 
     def _require_room(self, size_bytes: int) -> None:
@@ -245,7 +345,10 @@ def split_file(content: memoryview) -> tuple[Origin, memoryview]:
 
 
 def _preamble(data: memoryview) -> bytes:
-    text = f"dicomnode {len(data)} bytes, CRC-32 {zlib.crc32(data):08x}\n"
+    checksum = 0
+    for piece in pieces(data):
+        checksum = zlib.crc32(piece, checksum)
+    text = f"dicomnode {len(data)} bytes, CRC-32 {checksum:08x}\n"
     return text.encode().ljust(_PREAMBLE_BYTES, b"\0")
 
 
@@ -268,24 +371,26 @@ def _meta_element(number: int, vr: bytes, text: str) -> bytes:
     return struct.pack("<HH2sH", 2, number, vr, len(value)) + value
 
 
-def _write(path: Path, parts: Sequence[bytes | memoryview], syncs: Executor | None = None) -> None:
+def _write(
+    path: Path, parts: Sequence[bytes | memoryview], suffix: str = ".part", syncs: Executor | None = None
+) -> None:
     """Write a file durably. Raises OSError, and then neither the file nor a part of it is left.
 
     syncs: where the folder is synced while the file is. Without it the file is whole from the moment
     it has its name, at the price of a second flush.
     """
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}{suffix}")
     try:
-        descriptor = os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, _FILE_MODE)
+        descriptor = os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
         try:
             _write_all(descriptor, parts)
             if syncs is None:
                 os.fsync(descriptor)
                 part.rename(path)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             else:
                 part.rename(path)
-                folder = syncs.submit(_sync_folder, path.parent)
+                folder = syncs.submit(sync_folder, path.parent)
                 os.fsync(descriptor)
                 folder.result()
         finally:
@@ -300,12 +405,14 @@ def _write(path: Path, parts: Sequence[bytes | memoryview], syncs: Executor | No
 
 def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
     for data in parts:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view[:_WRITE_BYTES]) :]
+        for piece in pieces(memoryview(data)):
+            view = piece
+            while view:
+                view = view[os.write(descriptor, view[:_WRITE_BYTES]) :]
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """The names in it outlast a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

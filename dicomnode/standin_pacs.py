@@ -29,7 +29,8 @@ class StandinPacs:
 
     folder: where the objects lie. port: 0 chooses a free one, kept over a stop and start.
     status: what to answer to an object. Statuses of success and warning keep it.
-    sop_classes: the only storage SOP classes it accepts; None for all.
+    sop_classes: the only storage SOP classes it accepts; None for all. more: other abstract syntaxes, which
+    `handlers` answer.
     required_calling_aet: reject every other caller, as a PACS that does not know us.
     handlers: further pynetdicom event handlers, for what a test watches or breaks.
     """
@@ -42,6 +43,7 @@ class StandinPacs:
         port: int = 0,
         status: Status = _success,
         sop_classes: tuple[str, ...] | None = None,
+        more: tuple[str, ...] = (),
         required_calling_aet: str = "",
         max_pdu: int = 131072,
         handlers: Sequence[tuple[Any, Callable[[evt.Event], Any]]] = (),
@@ -55,6 +57,7 @@ class StandinPacs:
         self.received: list[str] = []
         """SOP Instance UIDs in the order of their arrival, repeats included."""
         self._sop_classes = sop_classes
+        self._more = more
         self._required = required_calling_aet
         self._max_pdu = max_pdu
         self._handlers = handlers
@@ -115,6 +118,8 @@ class StandinPacs:
         uids = self._sop_classes or [str(c.abstract_syntax) for c in AllStoragePresentationContexts]
         for uid in uids:
             ae.add_supported_context(uid, AllTransferSyntaxes)
+        for uid in self._more:
+            ae.add_supported_context(uid)
         return ae
 
     def _count(self, _event: evt.Event) -> None:

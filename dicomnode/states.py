@@ -37,7 +37,7 @@ class State(StrEnum):
     SENDING = "SENDING"
     """At least one attempt to send has begun."""
     DONE = "DONE"
-    """Every result was accepted by every destination."""
+    """Every result was accepted by every destination, and committed to where one is asked to."""
     HELD = "HELD"
     """A person must act; reason and remedy are recorded."""
     FAILED = "FAILED"
@@ -65,10 +65,12 @@ class Event(StrEnum):
     """The last attempt failed."""
     SEND = "SEND"
     """Sending begins."""
+    AWAIT = "AWAIT"
+    """Every destination accepted every object; one has yet to commit to keeping them."""
     DELIVER = "DELIVER"
-    """Every destination accepted every object."""
+    """Every destination accepted every object, and committed to it where it is asked to."""
     DELIVER_OUTDATED = "DELIVER_OUTDATED"
-    """As DELIVER, but an object that matters arrived while they were sent."""
+    """Every destination accepted every object, but one that matters arrived while they were sent."""
     RETRY = "RETRY"
     """A person asks to begin again from what was received."""
     RESEND = "RESEND"
@@ -115,6 +117,7 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.SENDING: {
         Event.INSTANCE: State.SENDING,
         Event.STUMBLE: State.SENDING,
+        Event.AWAIT: State.SENDING,
         Event.DELIVER: State.DONE,
         Event.DELIVER_OUTDATED: State.COLLECTING,
         Event.GIVE_UP: State.FAILED,

@@ -144,7 +144,7 @@ def _content(findings: Findings, settings: EncodingSettings, written: WrittenRes
         for number, roi in enumerate(findings.rois, start=1)
     ]
     report = hd.sr.MeasurementReport(
-        observation_context=_observer(settings),
+        observation_context=hd.sr.ObservationContext(observer_device_context=observer(settings)),
         procedure_reported=v.PROCEDURE,
         imaging_measurements=groups,
         title=v.REPORT_TITLE,
@@ -153,7 +153,8 @@ def _content(findings: Findings, settings: EncodingSettings, written: WrittenRes
     return report[0]
 
 
-def _observer(settings: EncodingSettings) -> hd.sr.ObservationContext:
+def observer(settings: EncodingSettings) -> hd.sr.ObserverContext:
+    """This installation as the observer (PS3.16 TID 1004)."""
     device = hd.sr.DeviceObserverIdentifyingAttributes(
         uid=settings.device_uid,
         name=settings.station,
@@ -162,11 +163,7 @@ def _observer(settings: EncodingSettings) -> hd.sr.ObservationContext:
         serial_number=settings.serial_number,
         physical_location=settings.institution or None,
     )
-    return hd.sr.ObservationContext(
-        observer_device_context=hd.sr.ObserverContext(
-            observer_type=codes.DCM.Device, observer_identifying_attributes=device
-        )
-    )
+    return hd.sr.ObserverContext(observer_type=codes.DCM.Device, observer_identifying_attributes=device)
 
 
 def _group(

@@ -30,6 +30,12 @@ REPLACED_RESULT = _private("REPLACED", "Result that this one replaces")
 OTHER_SOURCE = _private("OTHER_SOURCE", "Other object that was used")
 SOURCE_OF_REGION = _private("ROI_SOURCE", "Object that the region came with")
 
+# Titles of a rejection note (PS3.16 CID 7010), by [deliver] rejection_reason.
+REJECTION_TITLES = {
+    "quality": Code("113001", "DCM", "Rejected for Quality Reasons"),
+    "patient_safety": Code("113037", "DCM", "Rejected for Patient Safety Reasons"),
+}
+
 # Units.
 MGY_PER_H = Code("mGy/h", "UCUM", "mGy/h")
 MBQ = Code("MBq", "UCUM", "MBq")

@@ -14,13 +14,12 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.acquisition import Administration
 from pipeline.body import Body, find_body
-from pipeline.ct import AIR_HU
 from pipeline.dataset import seconds_between
 from pipeline.density import hu_to_density
+from pipeline.dose_grid import GridField, Mask, dose_box, on_dose_grid, outside_grid
 from pipeline.dose_rate import (
     AIR_BELOW_G_PER_CM3,
     DoseRate,
@@ -32,9 +31,9 @@ from pipeline.dose_rate import (
 )
 from pipeline.engines import engine
 from pipeline.errors import InputRejected
-from pipeline.grid import ResamplingReport, activity_onto, resample
+from pipeline.grid import ResamplingReport, activity_onto
 from pipeline.histogram import RegionKind, RoiStatistics, roi_statistics
-from pipeline.lattice import active_box, coarser, crop_box, field_of_view, recut, union_grid
+from pipeline.lattice import active_box, field_of_view, recut, union_grid
 from pipeline.network import unsuitable
 from pipeline.plausibility import Plausibility, plausibility
 from pipeline.rois import Roi
@@ -50,8 +49,6 @@ UNSEEN_FROM = 0.01
 BODY = "Body"
 FIELD_OF_VIEW = "Field of view"
 
-Mask = NDArray[np.bool_]
-Box = tuple[slice, slice, slice]
 Progress = Callable[[str, float], None]
 
 
@@ -59,7 +56,8 @@ Progress = Callable[[str, float], None]
 class DosimetrySettings:
     """What a site decides. engines: names in `pipeline.engines.ENGINES`.
 
-    grid_spacing_mm: (z, y, x) of the dose grid, never finer than the CT; None: the CT's own.
+    grid_spacing_mm: (z, y, x) of the dose grid, never finer than the CT; None: the CT's own. grid_field: how
+    much of the patient it holds.
     plausibility_limit: largest accepted (found / administered) activity.
     max_outside_ct: largest accepted part of the SPECT's activity that lies outside the CT's box.
     heterogeneity, kernel_cache: of DVK. montecarlo: when a Monte Carlo ends. network: of engine cnn.
@@ -69,6 +67,7 @@ class DosimetrySettings:
     engines: tuple[str, ...] = ("dvk",)
     device: str = "cpu"
     grid_spacing_mm: Triple | None = None
+    grid_field: GridField = "ct"
     plausibility_limit: float = 1.10
     max_outside_ct: float = 0.5
     heterogeneity: Heterogeneity = "density_scaling"
@@ -97,7 +96,8 @@ class Dosimetry:
     """Everything that was found. All maps and masks lie on one dose grid.
 
     It is the box of the body, of what tissue lies apart from it (arms: they get a dose too, and a reader of
-    the map looks there) and of the ROIs. The figures of the region Body are of the body alone.
+    the map looks there) and of the ROIs; with grid_field "spect", its part in the SPECT's field. The figures
+    of the region Body are of the body alone.
 
     maps: mGy/h at `reference_time`. density: g/cm³. activity: Bq/mL. plausibility: None when the
     administered activity is not known. notes: what a reader of the results should know. flags: those of the
@@ -135,7 +135,7 @@ def compute_dosimetry(
     # Found where the CT is sharp: a thin chest wall would open on a coarse grid, and the lungs fall out.
     found = find_body(hu)
     _note_apart(found, hu.grid, notes)
-    hu, found, drawn = _on_dose_grid(hu, found, rois, settings.grid_spacing_mm)
+    hu, found, drawn = on_dose_grid(hu, found, rois, settings.grid_spacing_mm)
     body = found.mask
     density = hu_to_density(hu, settings.curve)
     progress("activity onto the CT", 0.15)
@@ -144,9 +144,6 @@ def compute_dosimetry(
     _require_overlap(resampling, settings.max_outside_ct)
     _note_outside(resampling, notes)
     seen = field_of_view(spect.activity.grid, hu.grid)
-    _note_unseen(
-        seen, [("body", body), *((f"ROI {r.name!r}", m) for r, m in zip(rois, drawn, strict=True))], notes
-    )
     # Of the body alone: the table and what lies on it are no patient.
     field = seen & body & (density.array >= AIR_BELOW_G_PER_CM3)
     if not field.any():
@@ -155,8 +152,13 @@ def compute_dosimetry(
             "Check that SPECT and CT are of one session and that the positions in both headers are right",
         )
     apart = [] if found.apart is None else [found.apart]
-    box = _enclosing([crop_box(mask) for mask in (body, *apart, *drawn)])
-    masks = [body[box], field[box], *(mask[box] for mask in drawn)]
+    box = dose_box([body, *apart, *drawn], seen, settings.grid_field)
+    held, cut, cut_rois = outside_grid(body, rois, drawn, box)
+    notes += [*cut, *cut_rois]
+    flags += cut_rois
+    rois = [roi for roi, _ in held]
+    masks = [body[box], field[box], *(mask[box] for _, mask in held)]
+    _note_unseen(seen[box], ["body", *(f"ROI {roi.name!r}" for roi in rois)], [masks[0], *masks[2:]], notes)
     engines, without = _engines(settings, spect, density.grid)
     flags += without
     notes += without
@@ -262,55 +264,6 @@ def _beside(masks: Sequence[Mask]) -> dict[str, Mask]:
     return {BODY: masks[0], FIELD_OF_VIEW: masks[1]}
 
 
-def _on_dose_grid(
-    hu: Volume, body: Body, rois: Sequence[Roi], spacing_mm: Triple | None
-) -> tuple[Volume, Body, list[Mask]]:
-    """CT, body and ROIs on the grid that doses are computed on.
-
-    A voxel belongs to a region when at least half of it does.
-    """
-    if spacing_mm is None:
-        return hu, body, [roi.mask for roi in rois]
-    grid = coarser(hu.grid, spacing_mm)
-
-    def on_grid(mask: Mask) -> Mask:
-        share = resample(Volume(mask.astype(np.float32), hu.grid, "1"), grid)
-        return np.asarray(share.array >= 0.5)
-
-    coarse = [on_grid(roi.mask) for roi in rois]
-    for roi, mask in zip(rois, coarse, strict=True):
-        if not mask.any():
-            raise InputRejected(
-                f"the ROI {roi.name!r} is smaller than a voxel of the dose grid ({spacing_mm} mm)",
-                "Set a finer [dose] grid_spacing_mm, or discard that ROI",
-            )
-    apart = None if body.apart is None else on_grid(body.apart)
-    # On a very coarse grid an arm may fill no voxel by half: nothing is left to enclose.
-    if apart is not None and not apart.any():
-        apart = None
-    return _within_ct(hu, grid), Body(on_grid(body.mask), apart), coarse
-
-
-def _within_ct(hu: Volume, grid: Grid) -> Volume:
-    """CT numbers on a coarser lattice: the mean of that part of each voxel that the CT covers.
-
-    The lattice sticks out of the CT by a part of a voxel; blended with air there, tissue at the end slices
-    would be too thin, and its dose rate too high.
-    """
-    covered = resample(hu.with_array(np.ones_like(hu.array), "1"), grid).array
-    ct_numbers = np.full(grid.shape, AIR_HU, np.float32)
-    np.divide(resample(hu, grid).array, covered, out=ct_numbers, where=covered > 0)
-    return Volume(ct_numbers, grid, hu.unit)
-
-
-def _enclosing(boxes: Sequence[Box]) -> Box:
-    z, y, x = (
-        slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes))
-        for axis in range(3)
-    )
-    return z, y, x
-
-
 def _plausible(
     spect: SpectImage, given: Administration, limit: float, notes: list[str]
 ) -> Plausibility | None:
@@ -364,9 +317,9 @@ def _note_outside(report: ResamplingReport, notes: list[str]) -> None:
         )
 
 
-def _note_unseen(seen: Mask, regions: Sequence[tuple[str, Mask]], notes: list[str]) -> None:
+def _note_unseen(seen: Mask, names: Sequence[str], masks: Sequence[Mask], notes: list[str]) -> None:
     """seen: what the SPECT covers. A region beyond it has a dose rate, and one that is too low."""
-    for name, mask in regions:
+    for name, mask in zip(names, masks, strict=True):
         share = 1.0 - float(seen[mask].mean())
         if share >= UNSEEN_FROM:
             notes.append(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests import postgres
 
 # Program → Debian package. Under REQUIRE_PEERS=1 (continuous integration) a missing one is a failure.
 PEER_PROGRAMS = {
@@ -18,12 +20,14 @@ PEER_PROGRAMS = {
     "movescu": "dcmtk",
     "getscu": "dcmtk",
     "echoscu": "dcmtk",
+    "dcmqrscp": "dcmtk",
     "storescp": "dcmtk",
     "dcmdump": "dcmtk",
     "dsrdump": "dcmtk",
     "dcmftest": "dcmtk",
     "dciodvfy": "dicom3tools",
     "gdcminfo": "libgdcm-tools",
+    "openssl": "openssl",
 }
 
 
@@ -53,6 +57,17 @@ def peer_program() -> Callable[[str], str]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[postgres.PostgresServer]:
+    """PostgreSQL; skips, or fails under REQUIRE_PEERS=1, where it is not installed."""
+    reason = postgres.missing()
+    if reason and os.environ.get("REQUIRE_PEERS") == "1":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
+    yield from postgres.running()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

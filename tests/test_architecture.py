@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("receive", "assemble", "compute", "deliver", "notify")
+STAGES = (
+    "receive", "store", "assemble", "compute", "deliver", "commitment",
+    "commitment_answer", "fetch", "notify", "retention",
+)  # fmt: skip
 
 # Module (or package) prefixes that alone may import a dependency.
 DOORS = {
@@ -19,14 +22,26 @@ DOORS = {
     "sqlalchemy": ("dicomnode.ledger", "dicomnode.schema", "dicomnode.migrations"),
     "alembic": ("dicomnode.ledger", "dicomnode.migrations"),
     "apscheduler": ("dicomnode.daemon",),
+    "psycopg": ("dicomnode.ledger",),
+    "dask": ("dicomnode.cluster",),
+    "distributed": ("dicomnode.cluster",),
     "pynetdicom": (
         "dicomnode.receive",
+        "dicomnode.admission",
+        "dicomnode.service",
+        "dicomnode.store",
         "dicomnode.transport",
+        "dicomnode.listener",
+        "dicomnode.messages",
+        "dicomnode.wire",
         "dicomnode.command_set",
         "dicomnode.contexts",
         "dicomnode.defects",
         "dicomnode.conformance",
         "dicomnode.send",
+        "dicomnode.query",
+        "dicomnode.commitment",
+        "dicomnode.query_scu",
         "dicomnode.standin_pacs",
     ),
     "matplotlib": ("dicomnode.demo", "pipeline.learning.figures"),
@@ -131,6 +146,7 @@ def loaded_by(statement: str) -> set[str]:
 def test_the_listening_process_loads_nothing_heavy() -> None:
     loaded = loaded_by("import dicomnode.daemon")
     assert not loaded & {"torch", "scipy", "SimpleITK", "highdicom", "matplotlib", "skimage", "numba"}
+    assert not loaded & {"distributed", "psycopg"}, "a node that needs neither runs without them"
 
 
 def test_the_numbers_load_without_dicom() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import select, update
 
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import one_case, to_case, to_record
+from dicomnode.ledger.rows import locked_case, one_case, to_case, to_record
 from dicomnode.ledger.steps import insert_row, step
 from dicomnode.records import Attempt, Case
 from dicomnode.schema import ATTEMPTS, CASES
@@ -23,7 +24,7 @@ class Attempts(Database):
         happened: None for a further attempt that leaves the state as it is.
         """
         with self._decide() as connection:
-            case = one_case(connection, case_id)
+            case = locked_case(connection, case_id)
             if happened is not None:
                 step(connection, case, happened, now)
             attempt_id = insert_row(
@@ -47,6 +48,7 @@ class Attempts(Database):
         returns: None when the attempt was closed before (the case moved on without it).
         """
         with self._decide() as connection:
+            case = locked_case(connection, attempt.case_id)
             closed = connection.execute(
                 update(ATTEMPTS)
                 .where(ATTEMPTS.c.id == attempt.id, ATTEMPTS.c.outcome == "running")
@@ -54,7 +56,6 @@ class Attempts(Database):
             )
             if closed.rowcount == 0:
                 return None
-            case = one_case(connection, attempt.case_id)
             if happened is not None and allows(case.state, happened):
                 step(connection, case, happened, now, reason=reason, remedy=remedy, **columns)
             return one_case(connection, attempt.case_id)
@@ -72,19 +73,40 @@ class Attempts(Database):
         with self._read() as connection:
             return set(connection.execute(select(ATTEMPTS.c.id).where(ATTEMPTS.c.outcome == "ok")).scalars())
 
-    def recover(self, now: float) -> list[Case]:
+    def requeue(self, case_id: int, now: float, reason: str) -> bool:
+        """A case is COMPUTING and nobody computes it. returns: False when it moved on meanwhile."""
+        with self._decide() as connection:
+            case = locked_case(connection, case_id)
+            if case.state is not State.COMPUTING:
+                return False
+            connection.execute(
+                update(ATTEMPTS)
+                .where(ATTEMPTS.c.case_id == case_id, ATTEMPTS.c.outcome == "running")
+                .values(ended_at=now, outcome="interrupted", detail=reason)
+            )
+            step(connection, case, Event.RECOVER, now, reason=reason)
+            return True
+
+    def recover(self, now: float, but: Collection[int] = ()) -> list[Case]:
         """After a start: attempts that the last run left open are closed and their cases queued.
 
+        but: attempts that still run.
         returns: the cases that were COMPUTING, as they were. An interrupted attempt does not count
         as failed: the node's end need not be the case's fault.
         """
         with self._decide() as connection:
+            alive = select(ATTEMPTS.c.case_id).where(ATTEMPTS.c.id.in_(but), ATTEMPTS.c.outcome == "running")
+            computing = (
+                select(CASES)
+                .where(CASES.c.state == State.COMPUTING, CASES.c.id.not_in(alive))
+                .order_by(CASES.c.id)
+            )
+            rows = connection.execute(computing.with_for_update(key_share=True)).all()
             connection.execute(
                 update(ATTEMPTS)
-                .where(ATTEMPTS.c.outcome == "running")
+                .where(ATTEMPTS.c.outcome == "running", ATTEMPTS.c.id.not_in(but))
                 .values(ended_at=now, outcome="interrupted", detail="the node stopped")
             )
-            rows = connection.execute(select(CASES).where(CASES.c.state == State.COMPUTING)).all()
             for row in rows:
                 step(
                     connection, to_case(row), Event.RECOVER, now, reason="the node stopped while it computed"

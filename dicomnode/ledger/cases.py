@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 
 from dicomnode.errors import ConfigurationError
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import latest_run, one_case, to_case
+from dicomnode.ledger.rows import latest_run, locked_case, one_case, to_case
 from dicomnode.ledger.steps import step
 from dicomnode.records import Case, Identity, Transition
 from dicomnode.schema import CASES, TRANSITIONS
@@ -60,7 +60,7 @@ class Cases(Database):
         Raises IllegalTransition when the state has changed so that the event is refused.
         """
         with self._decide() as connection:
-            case = one_case(connection, case_id)
+            case = locked_case(connection, case_id)
             step(connection, case, happened, now, reason=reason, remedy=remedy, **columns)
             return one_case(connection, case_id)
 
@@ -72,7 +72,7 @@ class Cases(Database):
         Becomes DONE again instead of READY when exactly these inputs were computed and delivered.
         """
         with self._decide() as connection:
-            current = one_case(connection, case.id)
+            current = locked_case(connection, case.id)
             if current.state is not State.COLLECTING or current.last_instance_at != case.last_instance_at:
                 return None
             run = latest_run(connection, case.id)
@@ -90,6 +90,16 @@ class Cases(Database):
                 next_attempt_at=0.0,
                 **asdict(identity),
             )
+            return one_case(connection, case.id)
+
+    def rejected(self, case: Case, now: float, reason: str, remedy: str) -> Case | None:
+        """Assembly found that a case cannot go on. returns: as `assembled`; None also when it is COLLECTING
+        no more."""
+        with self._decide() as connection:
+            current = locked_case(connection, case.id)
+            if current.state is not State.COLLECTING or current.last_instance_at != case.last_instance_at:
+                return None
+            step(connection, current, Event.REJECT, now, reason=reason, remedy=remedy)
             return one_case(connection, case.id)
 
     def story(self, case_id: int) -> list[Transition]:

@@ -17,11 +17,15 @@ from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
     DisconnectionError,
+    InterfaceError,
+    NoSuchModuleError,
     OperationalError,
     SQLAlchemyError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from dicomnode.errors import ConfigurationError, LedgerUnavailable
+from dicomnode.ledger.postgres import WorkLock, engine_for, lock_migration
 
 BUSY_TIMEOUT_S = 30.0
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
@@ -34,7 +38,8 @@ class Database:
 
     def __init__(self, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
         self._decisions = _engine(url, "FULL", busy_timeout_s)
-        self._batches = _engine(url, "NORMAL", busy_timeout_s)
+        self._batches = _engine(url, "NORMAL", busy_timeout_s) if _is_sqlite(url) else self._decisions
+        self._work = None if _is_sqlite(url) else WorkLock(self._decisions)
 
     @classmethod
     def open(cls, url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Self:
@@ -45,10 +50,11 @@ class Database:
         """
         try:
             database = cls(url, busy_timeout_s)
-        except (ArgumentError, ModuleNotFoundError) as error:
+        except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
             raise ConfigurationError(
-                f"[node] database_url {url!r} cannot be used: {error}",
-                "Give an SQLAlchemy URL whose driver is installed, for example sqlite:////var/lib/x.sqlite3",
+                f"[node] database_url {_without_password(url)} cannot be used: {error}",
+                "Give sqlite:////PATH or postgresql://USER@HOST/DATABASE; the latter needs "
+                "`pip install 'dicomnode[postgres]'`",
             ) from None
         _make_folder(url)
         try:
@@ -59,9 +65,21 @@ class Database:
         return database
 
     def close(self) -> None:
-        """Let go of every connection."""
+        """Let go of every connection, and of the work."""
+        if self._work is not None:
+            self._work.release()
         self._decisions.dispose()
         self._batches.dispose()
+
+    def has_work(self) -> bool:
+        """Whether this node is the one that works; takes that part when it is free.
+
+        On SQLite always: `data_dir` belongs to one node.
+        """
+        if self._work is None:
+            return True
+        with answering():
+            return self._work.held()
 
     def _migrate(self) -> None:
         config = AlembicConfig()
@@ -69,6 +87,8 @@ class Database:
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         with _MIGRATING, answering(), self._decisions.connect() as connection:
             config.attributes["connection"] = connection
+            if connection.dialect.name == "postgresql":
+                lock_migration(connection)
             try:
                 command.upgrade(config, "head")
             except CommandError as error:
@@ -101,9 +121,10 @@ def answering() -> Iterator[None]:
     """Say in the node's words that the database does not answer."""
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         raise LedgerUnavailable(
-            f"the ledger does not answer: {error.orig}", "Check [node] database_url, the disk and its rights"
+            f"the ledger does not answer: {getattr(error, 'orig', error)}",
+            "Check [node] database_url; the disk and its rights, or the database server and the way to it",
         ) from error
     except SQLAlchemyError as error:
         # SQLite's driver raises exactly this class for a file that is damaged or is no database.
@@ -128,10 +149,31 @@ def _make_folder(url: str) -> None:
         ) from None
 
 
+def _is_sqlite(url: str) -> bool:
+    return make_url(url).get_backend_name() == "sqlite"
+
+
+def _without_password(url: str) -> str:
+    try:
+        return repr(make_url(url).render_as_string(hide_password=True))
+    except ArgumentError:
+        return repr(url)
+
+
 def _engine(url: str, synchronous: str, busy_timeout_s: float) -> Engine:
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
-    engine = create_engine(url, connect_args={"timeout": busy_timeout_s})
+    parsed = make_url(url)
+    match parsed.get_backend_name():
+        case "sqlite":
+            return _sqlite_engine(url, synchronous, busy_timeout_s)
+        case "postgresql":
+            return engine_for(parsed, busy_timeout_s)
+        case other:
+            raise ArgumentError(f"{other!r} is neither sqlite nor postgresql")
+
+
+def _sqlite_engine(url: str, synchronous: str, busy_timeout_s: float) -> Engine:
+    # What a failing statement was given would stand in the log, patients' names with it.
+    engine = create_engine(url, connect_args={"timeout": busy_timeout_s}, hide_parameters=True)
     file = engine.url.database
 
     @event.listens_for(engine, "connect")

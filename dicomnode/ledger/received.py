@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, and_, insert, select, update
 
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import known, one_case, to_case, to_record
-from dicomnode.ledger.steps import after, receive, step
+from dicomnode.ledger.index import add_to_index, describe_instance
+from dicomnode.ledger.rows import known, locked_case, to_record, to_row
+from dicomnode.ledger.steps import after, case_of, insert_new, receive, step
 from dicomnode.records import Instance, Quarantined
-from dicomnode.schema import CASES, INSTANCES, QUARANTINE, RESULTS
+from dicomnode.schema import INSTANCES, QUARANTINE, REMOVED_SERIES, RESULTS
 from dicomnode.states import Event, State
 
 
@@ -32,9 +33,19 @@ class Received(Database):
             by_study: dict[str, list[Instance]] = {}
             for instance in new.values():
                 by_study.setdefault(instance.study_instance_uid, []).append(instance)
-            for uid, group in by_study.items():
+            # In one order everywhere, lest two receivers wait for each other's cases.
+            for uid, group in sorted(by_study.items()):
                 case_id = receive(connection, uid, group, now)
-                connection.execute(insert(INSTANCES), [asdict(i) | {"case_id": case_id} for i in group])
+                aside = _set_aside(connection, case_id)
+                insert_new(
+                    connection,
+                    INSTANCES,
+                    [
+                        to_row(i) | {"case_id": case_id, "discarded": int(i.series_instance_uid in aside)}
+                        for i in group
+                    ],
+                )
+                add_to_index(connection, [describe_instance(i) for i in group], is_result=False)
                 touched.add(case_id)
         return touched
 
@@ -69,17 +80,19 @@ class Received(Database):
         an end stays there until a person says `retry`.
         """
         with self._decide() as connection:
-            case = one_case(connection, case_id)
+            case = locked_case(connection, case_id)
+            removed = _set_removed_aside(connection, case_id, series_instance_uid)
             changed = connection.execute(
                 update(INSTANCES)
                 .where(INSTANCES.c.case_id == case_id, INSTANCES.c.series_instance_uid == series_instance_uid)
                 .values(discarded=1)
             )
-            if changed.rowcount and case.state not in (State.DONE, State.HELD, State.FAILED):
-                reason = f"a person set {changed.rowcount} object(s) aside"
+            count = changed.rowcount or removed
+            if count and case.state not in (State.DONE, State.HELD, State.FAILED):
+                reason = f"a person set {count} object(s) aside"
                 latest = after(case.last_instance_at, now)
                 step(connection, case, Event.INSTANCE, now, reason=reason, last_instance_at=latest)
-        return changed.rowcount
+        return count
 
     def is_result(self, sop_instance_uid: str) -> bool:
         """Whether it is one of our own results (a PACS may send it back)."""
@@ -88,8 +101,10 @@ class Received(Database):
             return connection.execute(query).first() is not None
 
     def quarantine(self, item: Quarantined) -> None:
-        """Remember an object that was set aside. Where its case exists, `show` tells of it."""
+        """Remember an object that was set aside, once. Where its case exists, `show` tells of it."""
         with self._decide() as connection:
+            if _is_set_aside(connection, item):
+                return
             connection.execute(insert(QUARANTINE).values(**asdict(item)))
 
     def quarantined(self, study_instance_uid: str) -> list[Quarantined]:
@@ -107,14 +122,38 @@ class Received(Database):
 
         returns: False when the study has no case yet: register its first object, then say it again.
         """
-        query = select(CASES).where(CASES.c.study_instance_uid == study_instance_uid)
         with self._decide() as connection:
-            row = connection.execute(query).one_or_none()
-            if row is None:
+            case = case_of(connection, study_instance_uid)
+            if case is None:
                 return False
-            case = to_case(row)
             latest = after(case.last_instance_at, now)
             step(
                 connection, case, Event.INSTANCE, now, reason=reason, conflict=reason, last_instance_at=latest
             )
             return True
+
+
+def _set_aside(connection: Connection, case_id: int) -> set[str]:
+    """Series that a person discarded before retention removed them: sent again, they stay discarded."""
+    query = select(REMOVED_SERIES.c.series_instance_uid).where(
+        REMOVED_SERIES.c.case_id == case_id, REMOVED_SERIES.c.discarded == 1
+    )
+    return set(connection.execute(query).scalars())
+
+
+def _set_removed_aside(connection: Connection, case_id: int, series_instance_uid: str) -> int:
+    """A series that retention removed is not waited for any more. returns: how many objects it had."""
+    mine = and_(
+        REMOVED_SERIES.c.case_id == case_id, REMOVED_SERIES.c.series_instance_uid == series_instance_uid
+    )
+    connection.execute(update(REMOVED_SERIES).where(mine).values(discarded=1))
+    objects = connection.execute(select(REMOVED_SERIES.c.objects).where(mine)).scalar_one_or_none()
+    return objects or 0
+
+
+def _is_set_aside(connection: Connection, item: Quarantined) -> bool:
+    """Two nodes that share the folder may both find it there."""
+    query = select(QUARANTINE.c.id).where(
+        QUARANTINE.c.study_instance_uid == item.study_instance_uid, QUARANTINE.c.path == item.path
+    )
+    return item.path != "" and connection.execute(query).first() is not None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 
-from sqlalchemy import Connection, Select, and_, delete, func, select, update
+from sqlalchemy import Connection, and_, delete, select, update
 
 from dicomnode.errors import NodeError
+from dicomnode.ledger.closing import close_if_done
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import latest_run, one_case, sent_run, to_record, to_run
+from dicomnode.ledger.index import show_results
+from dicomnode.ledger.rejections import NOTE
+from dicomnode.ledger.rows import day, latest_run, locked_case, one_case, sent_run, to_record, to_row, to_run
 from dicomnode.ledger.steps import insert_row, step
 from dicomnode.records import Attempt, Case, Delivery, NewResult, NewRun, Result, Run
-from dicomnode.schema import ATTEMPTS, DELIVERIES, RESULTS, RUNS, TRANSITIONS
+from dicomnode.schema import ATTEMPTS, COMMITMENTS, DELIVERIES, RESULTS, RUNS
 from dicomnode.states import Event, State
 
 
@@ -20,15 +24,22 @@ class Results(Database):
     """The ledger's knowledge of what was computed and who has it."""
 
     def register(
-        self, attempt: Attempt, run: NewRun, results: Sequence[NewResult], peers: Sequence[str], now: float
+        self,
+        attempt: Attempt,
+        run: NewRun,
+        results: Sequence[NewResult],
+        peers: Sequence[str],
+        now: float,
+        notes_to: Collection[str] = (),
     ) -> Run | None:
         """The results of an attempt are on disk: fix them, and what is to be sent to whom.
 
+        notes_to: those of the peers that also get a rejection note.
         returns: None, and nothing is registered, when the attempt is no longer the case's.
         """
         with self._decide() as connection:
+            case = locked_case(connection, attempt.case_id)
             row = connection.execute(select(ATTEMPTS).where(ATTEMPTS.c.id == attempt.id)).one()
-            case = one_case(connection, attempt.case_id)
             if row.outcome != "running" or case.state is not State.COMPUTING:
                 return None
             predecessor = sent_run(connection, case.id)
@@ -41,12 +52,15 @@ class Results(Database):
                 **asdict(run),
             )
             for result in results:
-                result_id = insert_row(connection, RESULTS, run_id=run_id, **asdict(result))
-                for peer in dict.fromkeys(peers):
+                described = json.dumps(dict(result.attributes)) if result.attributes else None
+                columns = to_row(result) | {"attributes_json": described}
+                result_id = insert_row(connection, RESULTS, run_id=run_id, **columns)
+                for peer in _takers(result.sop_class_uid, peers, notes_to):
                     insert_row(connection, DELIVERIES, result_id=result_id, peer=peer)
             connection.execute(
                 update(ATTEMPTS).where(ATTEMPTS.c.id == attempt.id).values(ended_at=now, outcome="ok")
             )
+            show_results(connection, case.id)
             text = f"{len(results)} results"
             step(connection, case, Event.ENCODE, now, reason=text, attempts=0, next_attempt_at=0.0)
             return latest_run(connection, case.id)
@@ -112,67 +126,55 @@ class Results(Database):
                 )
             )
 
-    def delivered(self, attempt: Attempt, run: Run, now: float, reason: str = "") -> Case:
+    def delivered(
+        self, attempt: Attempt, run: Run, now: float, reason: str = "", committing: Collection[str] = ()
+    ) -> Case:
         """Close an attempt that sent everything it was given.
 
-        The case moves on unless a person asked meanwhile to send something again.
+        The case moves on unless a person asked meanwhile to send something again, or one of the peers
+        in `committing` has yet to commit to keeping the results.
         """
         with self._decide() as connection:
+            case = locked_case(connection, run.case_id)
             connection.execute(
                 update(ATTEMPTS).where(ATTEMPTS.c.id == attempt.id).values(ended_at=now, outcome="ok")
             )
-            case = one_case(connection, run.case_id)
-            if case.state is State.SENDING and _open_deliveries(connection, run.id) == 0:
-                connection.execute(update(RUNS).where(RUNS.c.id == run.id).values(delivered_at=now))
-                outdated = _came_after_encoding(connection, case.id)
-                step(
-                    connection,
-                    case,
-                    Event.DELIVER_OUTDATED if outdated else Event.DELIVER,
-                    now,
-                    reason="objects arrived while the results were sent" if outdated else reason,
-                    attempts=0,
-                    next_attempt_at=0.0,
-                )
+            if not close_if_done(connection, case, run.id, now, committing, reason):
+                text = f"waits for storage commitment of {', '.join(sorted(committing))}"
+                step(connection, case, Event.AWAIT, now, reason=text, attempts=0, next_attempt_at=0.0)
             return one_case(connection, run.case_id)
 
-    def resend(self, case_id: int, now: float, peers: Sequence[str]) -> Case:
-        """A person asks to send the newest results again, to `peers` as they are configured now."""
+    def resend(self, case_id: int, now: float, peers: Sequence[str], notes_to: Collection[str] = ()) -> Case:
+        """A person asks to send the newest results again, to `peers` as they are configured now.
+
+        notes_to: as `register`.
+        """
         with self._decide() as connection:
-            case = one_case(connection, case_id)
+            case = locked_case(connection, case_id)
             run = latest_run(connection, case_id)
             if run is None:
                 remedy = f"`dicomnode retry {case_id}` computes them"
                 raise NodeError(f"case {case_id} has no results to send", remedy)
-            for result_id in connection.execute(_result_ids(run.id)).scalars().all():
-                _redeliver(connection, result_id, peers)
+            if run.removed_at is not None:
+                raise NodeError(
+                    f"the results of case {case_id} were removed on {day(run.removed_at)}",
+                    f"Send the study again, then `dicomnode retry {case_id}` computes them",
+                )
+            objects = select(RESULTS.c.id, RESULTS.c.sop_class_uid).where(RESULTS.c.run_id == run.id)
+            for result_id, sop_class_uid in connection.execute(objects).all():
+                _redeliver(connection, result_id, _takers(sop_class_uid, peers, notes_to))
+            # A late report on what was sent before says nothing of what is sent now.
+            connection.execute(
+                update(COMMITMENTS).where(COMMITMENTS.c.run_id == run.id).values(outcome="withdrawn")
+            )
             reason = "a person asked to send again"
             step(connection, case, Event.RESEND, now, reason=reason, attempts=0, next_attempt_at=0.0)
             return one_case(connection, case_id)
 
 
-def _result_ids(run_id: int) -> Select[int]:
-    return select(RESULTS.c.id).where(RESULTS.c.run_id == run_id)
-
-
-def _came_after_encoding(connection: Connection, case_id: int) -> bool:
-    """Whether objects arrived since the results were encoded: by the story, for clocks are set back."""
-
-    def last(event: Event) -> Select[int]:
-        number = func.coalesce(func.max(TRANSITIONS.c.id), 0)
-        return select(number).where(TRANSITIONS.c.case_id == case_id, TRANSITIONS.c.event == str(event))
-
-    arrival, encoding = (connection.execute(last(e)).scalar_one() for e in (Event.INSTANCE, Event.ENCODE))
-    return bool(arrival > encoding)
-
-
-def _open_deliveries(connection: Connection, run_id: int) -> int:
-    query = (
-        select(func.count())
-        .select_from(DELIVERIES)
-        .where(DELIVERIES.c.result_id.in_(_result_ids(run_id)), DELIVERIES.c.delivered_at.is_(None))
-    )
-    return int(connection.execute(query).scalar_one())
+def _takers(sop_class_uid: str, peers: Sequence[str], notes_to: Collection[str]) -> list[str]:
+    """Who gets an object: a rejection note those of the peers that take one, anything else all of them."""
+    return [peer for peer in dict.fromkeys(peers) if sop_class_uid != NOTE or peer in notes_to]
 
 
 def _redeliver(connection: Connection, result_id: int, peers: Sequence[str]) -> None:
@@ -187,7 +189,17 @@ def _redeliver(connection: Connection, result_id: int, peers: Sequence[str]) -> 
     for peer in dict.fromkeys(peers):
         condition = and_(DELIVERIES.c.result_id == result_id, DELIVERIES.c.peer == peer)
         reset = connection.execute(
-            update(DELIVERIES).where(condition).values(delivered_at=None, status=None, detail="", refusals=0)
+            update(DELIVERIES)
+            .where(condition)
+            .values(
+                delivered_at=None,
+                status=None,
+                detail="",
+                refusals=0,
+                committed_at=None,
+                commit_failure=None,
+                commit_failures=0,
+            )
         )
         if reset.rowcount == 0:
             insert_row(connection, DELIVERIES, result_id=result_id, peer=peer)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, or_, select
+from sqlalchemy import Connection, Row, Select, func, or_, select
 
 from dicomnode.errors import ConfigurationError
 from dicomnode.records import Case, Identity, NewRun, Run
@@ -19,7 +20,17 @@ IN_CHUNK = 500
 
 def to_record(kind: type[Any], row: Row[Any]) -> Any:
     """A record whose fields are columns of the row by the same names."""
-    return kind(**{f.name: row._mapping[f.name] for f in fields(kind)})
+    return kind(**{f.name: row._mapping[f.name] for f in fields(kind) if is_column(f)})
+
+
+def to_row(record: Any) -> dict[str, Any]:
+    """A record's fields that are columns."""
+    return {f.name: getattr(record, f.name) for f in fields(record) if is_column(f)}
+
+
+def is_column(field: Field[Any]) -> bool:
+    """Whether a record's field stands in its own table."""
+    return bool(field.metadata.get("column", True))
 
 
 def to_case(row: Row[Any]) -> Case:
@@ -31,13 +42,36 @@ def to_case(row: Row[Any]) -> Case:
 def to_run(row: Row[Any]) -> Run:
     """A row of `runs`."""
     return Run(
-        row.id, row.case_id, row.created_at, row.predecessor_id, row.delivered_at, to_record(NewRun, row)
+        row.id,
+        row.case_id,
+        row.created_at,
+        row.predecessor_id,
+        row.delivered_at,
+        to_record(NewRun, row),
+        row.removed_at,
     )
+
+
+def day(moment: float) -> str:
+    """A day as people write it, on this machine's clock."""
+    return time.strftime("%Y-%m-%d", time.localtime(moment))
 
 
 def one_case(connection: Connection, case_id: int) -> Case:
     """A case by its number. Raises ConfigurationError when there is none."""
-    row = connection.execute(select(CASES).where(CASES.c.id == case_id)).one_or_none()
+    return _the_case(connection, case_id, select(CASES))
+
+
+def locked_case(connection: Connection, case_id: int) -> Case:
+    """As `one_case`; nobody else decides about the case until the transaction ends.
+
+    On SQLite the transaction alone sees to that. The case's key is left free for rows that refer to it.
+    """
+    return _the_case(connection, case_id, select(CASES).with_for_update(key_share=True))
+
+
+def _the_case(connection: Connection, case_id: int, query: Select[Any]) -> Case:
+    row = connection.execute(query.where(CASES.c.id == case_id)).one_or_none()
     if row is None:
         raise ConfigurationError(f"there is no case {case_id}", "`dicomnode cases` lists them")
     return to_case(row)

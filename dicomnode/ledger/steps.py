@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Table, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
+from dicomnode.ledger.index import show_results
 from dicomnode.ledger.rows import to_case
 from dicomnode.records import Case, Instance
 from dicomnode.schema import ATTEMPTS, CASES, RUNS, TRANSITIONS
@@ -19,6 +22,12 @@ def insert_row(connection: Connection, table: Table, **values: Any) -> int:
     key = connection.execute(insert(table).values(**values)).inserted_primary_key
     assert key is not None
     return int(key[0])
+
+
+def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add rows; those whose key another node added first are left out."""
+    statement = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+    connection.execute(statement.on_conflict_do_nothing(), list(rows))
 
 
 # How a remedy names a command; whoever found the reason need not know the case's number.
@@ -81,10 +90,14 @@ def receive(connection: Connection, study_uid: str, instances: list[Instance], n
     # Batches may come in another order than their objects: never earlier than this registration,
     # so that an assembly under way notices it.
     latest = max(now, *(i.received_at for i in instances))
-    row = connection.execute(select(CASES).where(CASES.c.study_instance_uid == study_uid)).one_or_none()
-    if row is None:
-        return _open_case(connection, study_uid, instances[0], latest, now)
-    case = to_case(row)
+    case = case_of(connection, study_uid)
+    if case is None:
+        opened = _open_case(connection, study_uid, instances[0], latest, now)
+        if opened is not None:
+            return opened
+        # Another receiver opened it between the two statements.
+        case = case_of(connection, study_uid)
+        assert case is not None
     many = f"{len(instances)} more objects" if len(instances) > 1 else "1 more object"
     reason = "" if case.state is State.COLLECTING else f"{many} from {instances[0].peer}"
     latest = after(case.last_instance_at, latest)
@@ -92,21 +105,32 @@ def receive(connection: Connection, study_uid: str, instances: list[Instance], n
     return case.id
 
 
+def case_of(connection: Connection, study_uid: str) -> Case | None:
+    """The case of a study, locked as by `rows.locked_case`."""
+    query = select(CASES).where(CASES.c.study_instance_uid == study_uid).with_for_update(key_share=True)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else to_case(row)
+
+
 def _open_case(
     connection: Connection, study_uid: str, first: Instance, last_instance_at: float, now: float
-) -> int:
-    case_id = insert_row(
-        connection,
-        CASES,
-        study_instance_uid=study_uid,
-        state=str(State.COLLECTING),
-        created_at=now,
-        updated_at=now,
-        last_instance_at=last_instance_at,
-        patient_id=first.patient_id,
-        issuer_of_patient_id=first.issuer_of_patient_id,
-        accession_number=first.accession_number,
-    )
+) -> int | None:
+    """returns: None when another receiver has opened it at the same time."""
+    values = {
+        "study_instance_uid": study_uid,
+        "state": str(State.COLLECTING),
+        "created_at": now,
+        "updated_at": now,
+        "last_instance_at": last_instance_at,
+        "patient_id": first.patient_id,
+        "issuer_of_patient_id": first.issuer_of_patient_id,
+        "accession_number": first.accession_number,
+    }
+    statement = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(CASES)
+    opening = statement.values(**values).on_conflict_do_nothing().returning(CASES.c.id)
+    case_id: int | None = connection.execute(opening).scalar_one_or_none()
+    if case_id is None:
+        return None
     insert_row(
         connection,
         TRANSITIONS,
@@ -131,4 +155,5 @@ def _on_new_input(connection: Connection, case: Case, now: float) -> dict[str, A
         connection.execute(
             update(RUNS).where(RUNS.c.case_id == case.id, RUNS.c.delivered_at.is_(None)).values(withdrawn=1)
         )
+        show_results(connection, case.id)
     return {"attempts": 0, "next_attempt_at": 0.0} if case.state is not State.SENDING else {}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,12 @@ class Orthanc:
     port: int = field(default_factory=free_port)
     reader_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    modalities: dict[str, object] = field(default_factory=dict)
+    """More entries of DicomModalities."""
+    http_port: int | None = None
+    """Where it offers its REST API; None: nowhere."""
+    more: dict[str, object] = field(default_factory=dict)
+    """More of its configuration."""
 
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -69,14 +76,18 @@ class Orthanc:
             "DicomAet": PACS_AE,
             "DicomPort": self.port,
             "DicomServerEnabled": True,
-            "HttpServerEnabled": False,
+            "HttpServerEnabled": self.http_port is not None,
+            "HttpPort": self.http_port or 8042,
+            "AuthenticationEnabled": False,
             "DicomCheckCalledAet": False,
             "DicomAlwaysAllowStore": True,
             "DicomAlwaysAllowFind": True,
             "DicomAlwaysAllowMove": True,
+            "DicomAlwaysAllowGet": True,
             "UnknownSopClassAccepted": False,
-            "DicomModalities": {"reader": [READER_AE, "127.0.0.1", self.reader_port]},
+            "DicomModalities": {"reader": [READER_AE, "127.0.0.1", self.reader_port], **self.modalities},
             "Plugins": [],
+            **self.more,
         }
         (self.folder / "orthanc.json").write_text(json.dumps(settings))
         with (self.folder / "orthanc.log").open("ab") as log:
@@ -90,6 +101,14 @@ class Orthanc:
             self.process.terminate()
             self.process.wait(30)
             self.process = None
+
+    def rest(self, path: str, body: object = None, method: str | None = None) -> Any:
+        """Its REST API: POST where there is a body (text as it is, else JSON), else GET. returns: JSON."""
+        text = body if body is None or isinstance(body, str) else json.dumps(body)
+        data = None if text is None else text.encode()
+        url = f"http://127.0.0.1:{self.http_port}{path}"
+        with urllib.request.urlopen(urllib.request.Request(url, data, method=method), timeout=60) as answer:
+            return json.load(answer)
 
     def find(self, level: str, **keys: str) -> list[Dataset]:
         """C-FIND, Study Root."""
@@ -146,7 +165,7 @@ class Gate:
         self._allowed: int | None = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._start()
 
     def shut_after(self, n_bytes: int) -> None:
         """Let so many more bytes through to the peer, in all associations together."""
@@ -158,9 +177,22 @@ class Gate:
             self._allowed = None
             self._changed.notify_all()
 
-    def _accept(self) -> None:
+    def _start(self) -> None:
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _takes(self, caller: socket.socket) -> bool:
+        """Whether a caller is put through to the peer."""
+        return True
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Until the listener is shut down."""
         while True:
-            caller, _ = self._listener.accept()
+            try:
+                caller, _ = listener.accept()
+            except OSError:
+                return
+            if not self._takes(caller):
+                continue
             try:
                 peer = socket.create_connection(("127.0.0.1", self._peer))
             except OSError:
@@ -194,7 +226,11 @@ class Node:
     pacs_port: int
     extra: str = ""
     """More of config.toml."""
+    pacs_extra: str = ""
+    """More of the PACS's [[peers]] entry."""
     tick_s: float = 0.1
+    min_free_gb: float = 0.1
+    deliver_timeout_s: float = 60.0
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
@@ -223,8 +259,9 @@ name = "PACS"
 ae_title = "{PACS_AE}"
 host = "127.0.0.1"
 port = {self.pacs_port}
+{self.pacs_extra}
 [receive]
-min_free_gb = 0.1
+min_free_gb = {self.min_free_gb}
 [assemble]
 quiet_s = 1.0
 max_wait_s = 2.0
@@ -233,6 +270,7 @@ tick_s = {self.tick_s}
 to = ["PACS"]
 first_retry_s = 0.5
 max_retry_s = 1.0
+timeout_s = {self.deliver_timeout_s}
 [dose]
 device = "cpu"
 {self.extra}
@@ -240,6 +278,11 @@ device = "cpu"
         )
 
     def start(self) -> None:
+        self.launch()
+        until(lambda: self._alive() and listens(self.port), "the node listens", 60)
+
+    def launch(self) -> None:
+        """Begin to start."""
         self.write_config()
         with (self.folder / "node.log").open("ab") as log:
             self.process = subprocess.Popen(
@@ -247,7 +290,6 @@ device = "cpu"
                 stdout=log,
                 stderr=log,
             )
-        until(lambda: self._alive() and listens(self.port), "the node listens", 60)
 
     def _alive(self) -> bool:
         assert self.process is not None

@@ -206,13 +206,14 @@ def _serve(folder: Path, port: int) -> None:
     from dicomnode.ledger import Ledger
     from dicomnode.receive import Receiver
     from dicomnode.spool import Spool
+    from dicomnode.store import StoreService
 
     node = Node(ae_title="NODE", bind="127.0.0.1", port=port, data_dir=folder)
     receive = Receive(max_pdu=MAX_PDU, min_free_gb=0)
     spool = Spool(folder, int(receive.min_free_gb * 1e9))
     intake = Intake(spool, Ledger.open(node.ledger_url))
     intake.recover(time.time())
-    receiver = Receiver(node, [Peer(name="bench", ae_title="BENCH")], receive, spool, intake)
+    receiver = Receiver(node, [Peer(name="bench", ae_title="BENCH")], receive, [StoreService(spool, intake)])
     receiver.start()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     while signal.sigtimedwait({signal.SIGTERM}, 1.0) is None:

@@ -19,11 +19,13 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 
-from dicomnode.config import Node, Peer, Receive
+from dicomnode.audit import SILENT, Audit
+from dicomnode.config import Node, Peer, Receive, Tls
 from dicomnode.intake import Intake
 from dicomnode.ledger import Ledger
 from dicomnode.receive import Receiver
 from dicomnode.spool import Spool
+from dicomnode.store import StoreService
 
 NOW = 1_700_000_000.0
 ROOMY = 1 << 50
@@ -104,15 +106,24 @@ PEERS = (
 
 
 @contextmanager
-def running_node(data_dir: Path, free: int = ROOMY, **receive: object) -> Iterator[Running]:
-    """A node on a free port of the loopback interface."""
+def running_node(
+    data_dir: Path,
+    free: int = ROOMY,
+    peers: tuple[Peer, ...] = PEERS,
+    tls: Tls | None = None,
+    audit: Audit = SILENT,
+    **receive: object,
+) -> Iterator[Running]:
+    """A node on a free port of the loopback interface, and on another one when `tls` names a port."""
     node = Node(bind="127.0.0.1", data_dir=data_dir).model_copy(update={"port": 0})
     settings = Receive(min_free_gb=0, network_timeout_s=5, acse_timeout_s=5).model_copy(update=receive)
     spool = Spool(data_dir, 0, free=lambda _: free)
     ledger = Ledger.open(node.ledger_url)
     intake = Intake(spool, ledger)
     intake.recover(NOW)
-    receiver = Receiver(node, PEERS, settings, spool, intake, clock=lambda: NOW)
+    services = [StoreService(spool, intake, lambda: NOW, int(settings.max_object_gb * 1e9), audit)]
+    tls = tls.model_copy(update={"port": 0}) if tls is not None else None
+    receiver = Receiver(node, peers, settings, services, lambda: NOW, tls, audit)
     port = receiver.start()
     try:
         yield Running(receiver, spool, intake, ledger, port, data_dir)

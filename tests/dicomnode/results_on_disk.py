@@ -91,6 +91,8 @@ def compute_again(
         path = f"results/{case_id}/{attempt.id}/{kind}.dcm"
         file = write_object(data_dir / path, sop_class_uid)
         new = (file.sop_instance_uid, file.sop_class_uid, "1.2.3.9", file.transfer_syntax_uid)
-        results.append(NewResult(*new, kind=kind, engine="dvk", path=path, size_bytes=2000))
+        results.append(
+            NewResult(*new, kind=kind, engine="dvk", path=path, size_bytes=file.path.stat().st_size)
+        )
     ledger.register(attempt, run_of(inputs), results, peers, now)
     return ledger.case(case_id)

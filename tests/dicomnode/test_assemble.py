@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -202,6 +203,24 @@ def test_a_case_that_breaks_the_reading_is_held_and_no_other_case_waits(
     assert "could not convert" in held.reason
     assert f"`dicomnode retry {held.id}`" in held.remedy
     assert states(ledger)[str(files.study.study_instance_uid)].state is State.READY
+
+
+def test_what_was_missing_and_comes_while_a_case_is_looked_at_keeps_it_from_being_held(
+    ledger: Ledger, assembler: Assembler, files: StudyFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrive(ledger, files, files.ct, at=0.0)
+    assembler.tick(60.0)
+    rejected = ledger.rejected
+
+    def after_the_rest_has_come(*args: Any) -> Case | None:
+        arrive(ledger, files, [p for p in files.all if p not in files.ct], at=3600.0)
+        return rejected(*args)
+
+    monkeypatch.setattr(ledger, "rejected", after_the_rest_has_come)
+    assembler.tick(3600.0)
+    assert state(ledger) is State.COLLECTING
+    assembler.tick(3660.0)
+    assert state(ledger) is State.READY
 
 
 def test_files_that_were_removed_by_hand_hold_the_case_and_say_which(

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from dicomnode import __version__
 from dicomnode.__main__ import app, main
 from dicomnode.ledger import Ledger
+from dicomnode.lock import Lock
 from dicomnode.standin_pacs import StandinPacs
 from dicomnode.states import Event, State
 from tests import small_study
@@ -160,6 +161,20 @@ def test_retry_of_a_computing_case_is_refused_in_a_sentence(settings: Path, ledg
     assert done.returncode == 1
     assert "a case in COMPUTING does not take the event RETRY. Wait until it has ended" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_retention_removes_nothing_beside_a_node_that_runs(
+    settings: Path, ledger: Ledger, tmp_path: Path
+) -> None:
+    with_node = Lock(tmp_path / "data")
+    with_node.take()
+    refused = run("retention", "--config", str(settings))
+    listed = run("retention", "--dry-run", "--config", str(settings))
+    with_node.release()
+    assert refused.returncode == 1
+    assert "it removes what is due by itself" in refused.stderr
+    assert listed.stdout == "nothing is due\n"
+    assert run("retention", "--config", str(settings)).stdout == "nothing is due\n"
 
 
 def test_resend_sends_the_existing_results_again(tmp_path: Path) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dicomnode import __version__
-from dicomnode.compute import MAX_INTERRUPTIONS, Computer
+from dicomnode.compute import MAX_INTERRUPTIONS, ORPHAN_S, Computer
 from dicomnode.config import Config, parse
-from dicomnode.errors import LedgerUnavailable, Transient
+from dicomnode.errors import LedgerUnavailable, Transient, Unavailable
 from dicomnode.job import Job, Outcome
 from dicomnode.ledger import Ledger
 from dicomnode.records import Case, Identity, Inputs, Instance, NewResult, NewRun
@@ -453,3 +456,150 @@ def test_a_rerun_names_what_was_sent_before(computer: Computer, ledger: Ledger, 
     assembled(ledger, case, 6.0, "another digest")
     computer.tick(7.0)
     assert [r.sop_instance_uid for r in bench.jobs[1].predecessors] == ["2.25.10"]
+
+
+# ── several at once, and nowhere to compute ──────────────────────────────────────────────────────
+
+
+def test_a_claim_whose_answer_was_lost_is_taken_up_again(
+    computer: Computer, ledger: Ledger, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks after the database has committed and before it could say so."""
+    case = ready(ledger)
+    begin = ledger.begin
+
+    def unheard(*args: Any) -> Any:
+        begin(*args)
+        raise LedgerUnavailable("the ledger does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "begin", unheard)
+        with pytest.raises(LedgerUnavailable):
+            computer.tick(1.0)
+    computer.tick(2.0)
+    computer.tick(2.0 + ORPHAN_S - 1)
+    assert ledger.case(case.id).state is State.COMPUTING
+    computer.tick(2.0 + ORPHAN_S)
+    assert len(bench.jobs) == 1
+    assert [a.outcome for a in ledger.attempts(case.id)] == ["interrupted", "running"]
+    bench.answer("RTDOSE")
+    computer.tick(100.0)
+    assert ledger.case(case.id).state is State.ENCODED
+
+
+def test_as_many_cases_at_once_as_are_set(config: Config, ledger: Ledger, bench: Bench) -> None:
+    computer = Computer(with_dose(config, at_once=2), ledger, bench)
+    cases = [ready(ledger, f"1.{n}") for n in range(3)]
+    computer.tick(1.0)
+    assert len(bench.jobs) == 2
+    bench.answer("RTDOSE")
+    computer.tick(2.0)
+    assert [ledger.case(case.id).state for case in cases] == [
+        State.COMPUTING,
+        State.ENCODED,
+        State.COMPUTING,
+    ]
+
+
+def with_dose(config: Config, **changes: Any) -> Config:
+    return config.model_copy(update={"dose": config.dose.model_copy(update=changes)})
+
+
+class Nowhere(Bench):
+    """A cluster whose scheduler does not answer."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **_kwargs: Any) -> Future[Any]:
+        self.jobs.append(args[0])
+        raise Unavailable("the scheduler tcp://dose:8786 does not answer", "Start the scheduler")
+
+
+def test_where_nothing_can_be_computed_no_attempt_counts_and_the_pauses_grow(
+    config: Config, ledger: Ledger
+) -> None:
+    nowhere = Nowhere()
+    computer = Computer(config, ledger, nowhere)
+    first, second = ready(ledger, "1.1"), ready(ledger, "1.2")
+    tried = []
+    for now in range(1, 3600):
+        before = len(nowhere.jobs)
+        computer.tick(float(now))
+        if len(nowhere.jobs) > before:
+            tried.append(now)
+    pauses = [b - a for a, b in pairwise(tried)]
+    assert pauses[:5] == [61, 121, 241, 481, 601]
+    assert set(pauses[5:]) <= {601}
+    case = ledger.case(first.id)
+    assert (case.state, case.attempts, case.reason) == (
+        State.READY, 0, "the scheduler tcp://dose:8786 does not answer",
+    )  # fmt: skip
+    assert ledger.case(second.id).state is State.READY
+    assert {a.outcome for a in ledger.attempts(first.id)} == {"postponed"}
+
+
+def test_a_job_that_no_worker_took_up_in_time_waits_and_costs_no_attempt(
+    config: Config, ledger: Ledger, bench: Bench, computer: Computer
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.futures[0].begun = False  # type: ignore[attr-defined]
+    computer.tick(101.0)
+    assert bench.futures[0].cancelled()
+    after = ledger.case(case.id)
+    assert (after.state, after.attempts) == (State.READY, 0)
+    assert "no worker of the cluster took it up within 100 s" in after.reason
+
+
+def test_when_the_work_comes_back_to_a_node_its_own_job_goes_on(
+    ledger: Ledger, bench: Bench, computer: Computer
+) -> None:
+    mine, others = ready(ledger, "1.1"), ready(ledger, "1.2")
+    computer.tick(1.0)
+    ledger.begin(others.id, Event.CLAIM, "compute", 1.0)
+    bench.jobs[0].out.mkdir(parents=True)
+    computer.recover(2.0)
+    assert ledger.case(mine.id).state is State.COMPUTING
+    assert ledger.case(others.id).state is State.READY
+    assert bench.jobs[0].out.exists()
+
+
+def test_a_case_that_another_node_has_claimed_is_passed_over(
+    ledger: Ledger, bench: Bench, computer: Computer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, free = ready(ledger, "1.1"), ready(ledger, "1.2")
+    listed = ledger.cases(State.READY)
+    ledger.begin(taken.id, Event.CLAIM, "compute", 1.0)
+    monkeypatch.setattr(ledger, "cases", lambda *_: listed)
+    computer.tick(1.0)
+    assert ledger.case(free.id).state is State.COMPUTING
+    assert len(bench.jobs) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_without_room_costs_no_attempt_and_no_other_case_is_tried_in_vain(
+    computer: Computer, ledger: Ledger, bench: Bench, number: int
+) -> None:
+    """Of a full disk no case is FAILED: it goes on by itself when there is room."""
+    first, second = ready(ledger, "1.1"), ready(ledger, "1.2")
+    for now in (1.0, 1000.0, 2000.0):
+        computer.tick(now)
+        bench.futures[-1].set_exception(OSError(number, os.strerror(number)))
+        computer.tick(now + 1)
+        waiting = ledger.case(first.id)
+        assert (waiting.state, waiting.attempts) == (State.READY, 0)
+        assert os.strerror(number) in waiting.reason
+        computer.tick(now + 2)
+        assert ledger.case(second.id).state is State.READY
+    computer.tick(3000.0)
+    bench.answer("SR")
+    computer.tick(3001.0)
+    assert ledger.case(first.id).state is State.ENCODED
+
+
+def test_another_fault_of_the_disk_is_a_failed_attempt(
+    computer: Computer, ledger: Ledger, bench: Bench
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.futures[-1].set_exception(OSError(errno.EIO, os.strerror(errno.EIO)))
+    computer.tick(2.0)
+    assert ledger.case(case.id).attempts == 1

@@ -13,7 +13,12 @@ from dicomnode.errors import ConfigurationError
 
 SHIPPED = Path(__file__).parents[2] / "config.toml"
 # Settings that are lists of tables, or off by default, stand in the file as comments.
-COMMENTED = {"camera", "dose.grid_spacing_mm", "dose.memory_limit_gb"}
+COMMENTED = {
+    "camera", "dose.grid_spacing_mm", "dose.memory_limit_gb",
+    "cluster.ca", "cluster.certificate", "cluster.key",
+    "tls.port", "tls.certificate", "tls.key", "tls.ca", "tls.crl",
+    "audit.file", "audit.syslog_port", "audit.ca", "audit.certificate", "audit.key",
+}  # fmt: skip
 
 
 def problem(data: dict[str, Any]) -> str:

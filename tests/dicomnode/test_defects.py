@@ -43,6 +43,7 @@ TABLE = {
     "DISK_FULL": (0xA700, False),
     "LEDGER_UNAVAILABLE": (0xA701, False),
     "STOPPING": (0xA702, False),
+    "TOO_LARGE": (0xA703, False),
     "INTERNAL": (0x0110, True),
 }
 

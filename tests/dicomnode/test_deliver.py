@@ -12,9 +12,10 @@ from pydicom.uid import Comprehensive3DSRStorage, RTDoseStorage
 
 from dicomnode import deliver as deliver_module
 from dicomnode.config import Config, Deliver
-from dicomnode.deliver import Deliverer, backoff_s, spread
+from dicomnode.deliver import Deliverer
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
+from dicomnode.patience import backoff_s, spread
 from dicomnode.records import Case, Delivery
 from dicomnode.send import Outgoing
 from dicomnode.standin_pacs import StandinPacs

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, text
 
 from dicomnode.errors import ConfigurationError, IllegalTransition, LedgerUnavailable, NodeError
 from dicomnode.ledger import Ledger
@@ -20,6 +20,7 @@ from dicomnode.records import Attempt, Case, Identity, Instance, NewResult, Quar
 from dicomnode.schema import METADATA
 from dicomnode.states import Event, State
 from tests.dicomnode.results_on_disk import instance, run_of
+from tests.postgres import PostgresServer
 
 STUDY = "1.2.3"
 
@@ -28,8 +29,24 @@ def url_of(folder: Path) -> str:
     return f"sqlite:///{folder / 'ledger.sqlite3'}"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind that the node runs on."""
+    if request.param == "sqlite":
+        return url_of(tmp_path)
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    return server.new_database()
+
+
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def ledger(url: str) -> Iterator[Ledger]:
+    opened = Ledger.open(url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def sqlite_ledger(tmp_path: Path) -> Iterator[Ledger]:
     opened = Ledger.open(url_of(tmp_path))
     yield opened
     opened.close()
@@ -83,9 +100,21 @@ def events(ledger: Ledger, case: Case) -> list[tuple[Event, State]]:
 # ── the database ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_migrations_lead_to_exactly_the_tables_of_the_code(ledger: Ledger, tmp_path: Path) -> None:
-    migrated, declared = create_engine(url_of(tmp_path)), create_engine("sqlite://")
-    METADATA.create_all(declared)
+@pytest.fixture
+def declared(url: str, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """A database of the same kind with the tables of the code."""
+    sqlite = url.startswith("sqlite")
+    other = "sqlite://" if sqlite else request.getfixturevalue("postgres_server").new_database()
+    engine = create_engine(other.replace("postgresql:", "postgresql+psycopg:"))
+    METADATA.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+def test_the_migrations_lead_to_exactly_the_tables_of_the_code(
+    ledger: Ledger, url: str, declared: Engine
+) -> None:
+    migrated = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
     with migrated.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
     # Alembic's own comparison leaves out defaults, foreign keys' names and primary keys.
@@ -96,9 +125,9 @@ def test_the_migrations_lead_to_exactly_the_tables_of_the_code(ledger: Ledger, t
     migrated.dispose()
 
 
-def test_opening_again_keeps_everything(ledger: Ledger, tmp_path: Path) -> None:
+def test_opening_again_keeps_everything(ledger: Ledger, url: str) -> None:
     case = received(ledger)
-    again = Ledger.open(url_of(tmp_path))
+    again = Ledger.open(url)
     assert again.case(case.id) == case
     again.close()
 
@@ -110,9 +139,9 @@ def test_the_folder_is_made_and_a_percent_sign_or_a_space_in_it_does_no_harm(tmp
     assert (folder / "ledger.sqlite3").exists()
 
 
-def test_decisions_are_written_at_full_and_batches_at_normal(ledger: Ledger) -> None:
+def test_decisions_are_written_at_full_and_batches_at_normal(sqlite_ledger: Ledger) -> None:
     """FULL is 2 and NORMAL is 1, sqlite.org/pragma.html#pragma_synchronous."""
-    levels = {}
+    ledger, levels = sqlite_ledger, {}
     for name, transaction in (("decide", ledger._decide), ("batch", ledger._batch)):
         with transaction() as connection:
             levels[name] = connection.execute(text("PRAGMA synchronous")).scalar_one()
@@ -120,10 +149,13 @@ def test_decisions_are_written_at_full_and_batches_at_normal(ledger: Ledger) -> 
     assert levels == {"decide": 2, "batch": 1}
 
 
-@pytest.mark.parametrize("url", ["nonsense", "nosuchdatabase://x", "mysql+nosuchdriver://x"])
-def test_a_wrong_url_names_the_setting(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="database_url"):
-        Ledger.open(url)
+@pytest.mark.parametrize(
+    "wrong", ["nonsense", "nosuchdatabase://x", "mysql+nosuchdriver://x", "oracle://me:secret@here/x"]
+)
+def test_a_wrong_url_names_the_setting(wrong: str) -> None:
+    with pytest.raises(ConfigurationError, match="database_url") as told:
+        Ledger.open(wrong)
+    assert "secret" not in str(told.value)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -138,15 +170,17 @@ def test_a_file_that_is_no_database_is_called_damaged(tmp_path: Path) -> None:
         Ledger.open(url_of(tmp_path))
 
 
-def test_a_database_of_a_newer_version_is_not_touched(ledger: Ledger, tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "ledger.sqlite3") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+def test_a_database_of_a_newer_version_is_not_touched(ledger: Ledger, url: str) -> None:
+    with ledger._decide() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(ConfigurationError, match="version of the software"):
-        Ledger.open(url_of(tmp_path))
+        Ledger.open(url)
 
 
-def test_a_locked_database_is_unavailable_after_the_busy_timeout(ledger: Ledger, tmp_path: Path) -> None:
-    received(ledger)
+def test_a_locked_database_is_unavailable_after_the_busy_timeout(
+    sqlite_ledger: Ledger, tmp_path: Path
+) -> None:
+    received(sqlite_ledger)
     impatient = Ledger.open(url_of(tmp_path), busy_timeout_s=0.05)
     holder = sqlite3.connect(tmp_path / "ledger.sqlite3", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
@@ -531,13 +565,11 @@ def write_many(url: str, series: int) -> None:
     ledger.close()
 
 
-def test_threads_and_processes_write_at_the_same_time_and_lose_nothing(
-    ledger: Ledger, tmp_path: Path
-) -> None:
+def test_threads_and_processes_write_at_the_same_time_and_lose_nothing(ledger: Ledger, url: str) -> None:
     context = multiprocessing.get_context("spawn")
     writers = [
-        *(threading.Thread(target=write_many, args=(url_of(tmp_path), n)) for n in (1, 2)),
-        *(context.Process(target=write_many, args=(url_of(tmp_path), n)) for n in (3, 4)),
+        *(threading.Thread(target=write_many, args=(url, n)) for n in (1, 2)),
+        *(context.Process(target=write_many, args=(url, n)) for n in (3, 4)),
     ]
     for writer in writers:
         writer.start()

@@ -31,6 +31,8 @@ from dicomnode import conformance
 from dicomnode.contexts import COMPRESSED, SOP_CLASSES, transfer_syntaxes
 from dicomnode.intake import Intake
 from dicomnode.spool import Spool
+from dicomnode.states import Event, State
+from dicomnode.terminal import log_to_stderr
 from tests.dicomnode.modality import (
     NOW,
     association,
@@ -124,6 +126,7 @@ def test_a_pdu_of_absurd_length_ends_the_connection(tmp_path: Path) -> None:
     with running_node(tmp_path) as node:
         with socket.create_connection(("127.0.0.1", node.port), 5) as connection:
             connection.sendall(b"\x01\x00\xff\xff\xff\xff")
+            assert connection.recv(64) == bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 6)), "A-ABORT, invalid value"
             assert connection.recv(64) == b""
         assert store(node, ct_slice()) == 0
 
@@ -204,6 +207,21 @@ def test_a_peer_that_dies_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
 
 
 # ── the same object again ────────────────────────────────────────────────────────────────────────
+
+
+def test_an_object_that_is_on_disk_and_that_the_ledger_gave_up_is_a_new_one(tmp_path: Path) -> None:
+    """Retention could not remove its file: the sender hears that it is here, and so it must be known."""
+    with running_node(tmp_path) as node:
+        dataset = ct_slice()
+        assert store(node, dataset) == 0
+        node.intake.flush(1.0)
+        (case,) = node.ledger.cases()
+        for event in (Event.COMPLETE, Event.CLAIM, Event.GIVE_UP):
+            node.ledger.apply(case.id, event, 2.0)
+        assert len(node.ledger.remove_inputs(case.id, State.FAILED, 3.0)) == 1
+        assert store(node, dataset) == 0
+        assert node.intake.flush(4.0) == {case.id}
+        assert [i.sop_instance_uid for i in node.ledger.instances(case.id)] == [dataset.SOPInstanceUID]
 
 
 def test_the_same_object_again_changes_nothing(tmp_path: Path) -> None:
@@ -308,6 +326,23 @@ def test_our_own_result_is_accepted_and_touches_nothing(
     with running_node(tmp_path) as node:
         assert store(node, ct_slice(SOPClassUID=RTStructureSetStorage)) == 0
         assert (node.files, node.kept, node.intake.flush(NOW)) == ([], [], set())
+
+
+def test_no_log_at_the_default_level_names_a_patient(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither ours nor pynetdicom's, of an object that is stored, sent again and refused."""
+    log_to_stderr("INFO")
+    dataset = ct_slice(PatientName="Quixote^Alonso", PatientID="LAMANCHA-1605")
+    broken = copy.deepcopy(dataset)
+    broken.PixelData = bytes(2)
+    with caplog.at_level(logging.INFO), running_node(tmp_path) as node:
+        assert (store(node, dataset), store(node, dataset), store(node, broken)) == (0, 0, 0xC021)
+        with association(node.port, (RTStructureSetStorage, ExplicitVRLittleEndian)) as assoc:
+            assert assoc.is_established
+    assert "refused with 0xC021" in caplog.text
+    assert "Quixote" not in caplog.text
+    assert "LAMANCHA" not in caplog.text
 
 
 # ── the end ──────────────────────────────────────────────────────────────────────────────────────

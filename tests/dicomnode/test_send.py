@@ -203,7 +203,7 @@ def test_a_peer_that_stops_reading_is_given_up_after_the_timeout(tmp_path: Path)
 def test_an_answer_is_left_to_the_one_who_waits_for_it(pacs: StandinPacs) -> None:
     """pynetdicom's thread of the association looks for requests of the peer and would drop the answer."""
     verification = [(send_module.VERIFICATION_SOP_CLASS, "1.2.840.10008.1.2")]
-    with send_module._association(peer_of(pacs), "NODE", TIMEOUT_S, verification) as association:
+    with send_module.open_association(peer_of(pacs), "NODE", TIMEOUT_S, verification) as association:
         association.dimse.msg_queue.put((1, "the answer"))  # type: ignore[arg-type]
         assert association.dimse.get_msg(block=False) == (None, None)
         assert association.dimse.get_msg(block=True) == (1, "the answer")
@@ -211,7 +211,7 @@ def test_an_answer_is_left_to_the_one_who_waits_for_it(pacs: StandinPacs) -> Non
 
 def test_the_association_names_this_software(pacs: StandinPacs) -> None:
     verification = [(send_module.VERIFICATION_SOP_CLASS, "1.2.840.10008.1.2")]
-    with send_module._association(peer_of(pacs), "NODE", TIMEOUT_S, verification) as association:
+    with send_module.open_association(peer_of(pacs), "NODE", TIMEOUT_S, verification) as association:
         assert association.requestor.implementation_class_uid == IMPLEMENTATION_CLASS_UID
 
 

@@ -7,15 +7,15 @@ from dicomnode.states import Event, State, advance, allows
 
 # Columns in the order of Event; "-" is refused.
 EXPECTED = """
-           INSTANCE   COMPLETE UNCHANGED REJECT CLAIM     ENCODE  STUMBLE GIVE_UP SEND    DELIVER DELIVER_OUTDATED RETRY      RESEND  RECOVER
-COLLECTING COLLECTING READY    DONE      HELD   -         -       -       -       -       -       -                COLLECTING -       COLLECTING
-READY      COLLECTING -        -         HELD   COMPUTING -       -       -       -       -       -                COLLECTING -       READY
-COMPUTING  COLLECTING -        -         HELD   -         ENCODED READY   FAILED  -       -       -                -          -       READY
-ENCODED    COLLECTING -        -         -      -         -       -       -       SENDING -       -                COLLECTING -       ENCODED
-SENDING    SENDING    -        -         -      -         -       SENDING FAILED  -       DONE    COLLECTING       -          SENDING SENDING
-DONE       COLLECTING -        -         -      -         -       -       -       -       -       -                COLLECTING SENDING DONE
-HELD       COLLECTING -        -         -      -         -       -       -       -       -       -                COLLECTING -       HELD
-FAILED     COLLECTING -        -         -      -         -       -       -       -       -       -                COLLECTING SENDING FAILED
+           INSTANCE   COMPLETE UNCHANGED REJECT CLAIM     ENCODE  STUMBLE GIVE_UP SEND    AWAIT   DELIVER DELIVER_OUTDATED RETRY      RESEND  RECOVER
+COLLECTING COLLECTING READY    DONE      HELD   -         -       -       -       -       -       -       -                COLLECTING -       COLLECTING
+READY      COLLECTING -        -         HELD   COMPUTING -       -       -       -       -       -       -                COLLECTING -       READY
+COMPUTING  COLLECTING -        -         HELD   -         ENCODED READY   FAILED  -       -       -       -                -          -       READY
+ENCODED    COLLECTING -        -         -      -         -       -       -       SENDING -       -       -                COLLECTING -       ENCODED
+SENDING    SENDING    -        -         -      -         -       SENDING FAILED  -       SENDING DONE    COLLECTING       -          SENDING SENDING
+DONE       COLLECTING -        -         -      -         -       -       -       -       -       -       -                COLLECTING SENDING DONE
+HELD       COLLECTING -        -         -      -         -       -       -       -       -       -       -                COLLECTING -       HELD
+FAILED     COLLECTING -        -         -      -         -       -       -       -       -       -       -                COLLECTING SENDING FAILED
 """  # noqa: E501
 
 

@@ -9,6 +9,7 @@ import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom.sop_class import Verification
 
+from dicomnode import transport
 from dicomnode.command_set import c_store_rq
 from tests.dicomnode.modality import association, ct_slice, encoded, running_node, send, store
 
@@ -86,3 +87,14 @@ def test_a_command_in_the_middle_of_a_data_set_ends_that_association_alone(tmp_p
             assert not assoc.dul.is_alive()
         assert store(node, ct_slice()) == 0
         assert len(node.files) == 1
+
+
+def test_no_answer_waits_for_the_threads_to_look_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accepting, echoing and releasing: whatever comes wakes the thread that must act on it."""
+    monkeypatch.setattr(transport, "IDLE_S", 60.0)
+    verification = (Verification, ExplicitVRLittleEndian)
+    with running_node(tmp_path) as node, association(node.port, verification) as assoc:
+        assert assoc.is_established
+        assert assoc.send_c_echo().Status == 0
+        assoc.release()
+        assert assoc.is_released

@@ -250,6 +250,103 @@ def test_a_field_without_any_of_the_body_is_rejected() -> None:
         computed(uniform(1e5, beside), block(margin=10))
 
 
+# ── a dose grid of the SPECT's field ─────────────────────────────────────────────────────────────
+
+SEEN = Grid((12, 24, 20), (-30.0, -34.0, 226.0), (4.0, 4.0, 4.0), frame_of_reference_uid="1.2.3")
+OF_THE_FIELD = replace(SETTINGS, grid_field="spect")
+
+
+def spheres_in_the_field(grid: Grid = SEEN) -> Volume:
+    """One near a face of the field, so that its dose reaches beyond."""
+    activity = uniform(2e4, grid)
+    activity.array[2:4, 3:6, 3:6] = 1e6
+    activity.array[-2:, 10:14, 10:14] = 5e5
+    return activity
+
+
+def inhomogeneous() -> Volume:
+    hu = block(margin=4)
+    hu.array[:, 14:18, 14:30] = 800.0
+    hu.array[4:12, 22:30, 8:16] = -700.0
+    return hu
+
+
+@pytest.mark.parametrize(
+    "of_both",
+    [
+        {},
+        {"heterogeneity": "local_transport"},
+        {"grid_spacing_mm": (8.0, 8.0, 8.0)},
+    ],
+    ids=["density scaling", "local transport", "coarser"],
+)
+def test_within_the_spects_field_the_dose_rates_are_those_of_the_larger_grid(
+    of_both: dict[str, object],
+) -> None:
+    """Tissue and activity round it count as before: 1e-5 of the largest, the convolution's rounding."""
+    large, small = (
+        computed(spheres_in_the_field(), inhomogeneous(), settings=replace(settings, **of_both))  # type: ignore[arg-type]
+        for settings in (SETTINGS, OF_THE_FIELD)
+    )
+    assert rate(small).array.size < 0.5 * rate(large).array.size
+    there = rate(large).grid.indices(rate(small).grid.origin_mm).round().astype(int)
+    box = tuple(slice(low, low + n) for low, n in zip(there, rate(small).array.shape, strict=True))
+    expected = rate(large).array[box]
+    assert expected.max() == rate(large).array.max()
+    np.testing.assert_allclose(rate(small).array, expected, atol=1e-5 * expected.max(), rtol=0)
+    assert named(small, "Field of view").statistics["dvk"].activity_mbq == pytest.approx(
+        named(large, "Field of view").statistics["dvk"].activity_mbq, rel=1e-6
+    )
+
+
+def test_the_spects_field_ends_the_grid_where_the_body_goes_on() -> None:
+    """The grid is the box of those voxels whose centres the SPECT covers."""
+    found = computed(spheres_in_the_field(), settings=OF_THE_FIELD)
+    assert rate(found).grid.shape == SEEN.shape
+    np.testing.assert_allclose(rate(found).grid.origin_mm, SEEN.origin_mm)
+    share = 1 - np.prod(SEEN.shape) / np.prod(CT.shape)
+    assert f"{share:.1%} of the body lie outside the dose grid" in " ".join(found.notes)
+    assert "outside the SPECT's field of view" not in " ".join(found.notes)
+    assert found.flags == ()
+
+
+def test_activity_of_the_field_outside_the_ct_counts_with_a_small_grid_too() -> None:
+    large, small = (
+        compute_dosimetry(block(), emission(two_sources()), (), UNKNOWN, replace(PART_OF_A_PATIENT, **more))  # type: ignore[arg-type]
+        for more in ({}, {"grid_field": "spect"})
+    )
+    assert small.resampling == large.resampling
+    assert small.resampling.outside_ct_mbq > 0
+    assert rate(small).grid.same_as(rate(large).grid)  # this SPECT covers the whole CT
+    np.testing.assert_array_equal(rate(small).array, rate(large).array)
+
+
+def test_rois_that_the_grid_cuts_are_named_and_flagged() -> None:
+    """Their figures are of a part; one without any part in it has none, and no row that looks like a zero."""
+    inside, half, beyond = (np.zeros(CT.shape, bool) for _ in range(3))
+    inside[8:12, 12:20, 16:24] = True
+    half[12:20, 12:20, 16:24] = True  # the field ends with slice 15
+    beyond[20:24, 12:20, 16:24] = True
+    drawn = (roi("beyond", beyond), roi("half", half), roi("inside", inside))
+    found = computed(spheres_in_the_field(), block(), *drawn, settings=OF_THE_FIELD)
+    assert [r.name for r in found.regions] == ["Body", "Field of view", "half", "inside"]
+    assert named(found, "half").statistics["dvk"].voxels == half.sum() / 2
+    assert named(found, "inside").statistics["dvk"].voxels == inside.sum()
+    told = " ".join(found.flags)
+    assert "all of the ROI 'beyond' lie outside the dose grid" in told
+    assert "50.0% of the ROI 'half' lie outside the dose grid" in told
+    assert "'inside'" not in told
+    assert set(found.flags) <= set(found.notes)
+
+
+def test_a_field_that_misses_every_roi_still_gives_the_bodys_figures() -> None:
+    beyond = np.zeros(CT.shape, bool)
+    beyond[20:24, 12:20, 16:24] = True
+    found = computed(spheres_in_the_field(), block(), roi("beyond", beyond), settings=OF_THE_FIELD)
+    assert [r.name for r in found.regions] == ["Body", "Field of view"]
+    assert named(found, "Body").statistics["dvk"].mean > 0
+
+
 # ── regions and places ───────────────────────────────────────────────────────────────────────────
 
 
@@ -695,6 +792,14 @@ def test_an_engine_may_look_beyond_the_body(requests: list[DoseRequest]) -> None
     assert asked.surroundings is not None
     assert asked.surroundings.grid.same_as(CT)
     assert asked.density.grid.shape == found.density.grid.shape == (30, 30, 30)
+
+
+def test_an_engine_may_look_beyond_the_spects_field(requests: list[DoseRequest]) -> None:
+    found = computed(spheres_in_the_field(), settings=replace(BOTH, grid_field="spect"))
+    asked = requests[0]
+    assert asked.surroundings is not None
+    assert asked.surroundings.grid.same_as(CT)
+    assert asked.density.grid.shape == found.density.grid.shape == SEEN.shape
 
 
 def test_an_engines_numbers_do_not_depend_on_those_beside_it(requests: list[DoseRequest]) -> None:

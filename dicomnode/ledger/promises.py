@@ -1,0 +1,102 @@
+"""Storage commitment that the node is asked for: what it was asked, and whether the peer was told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, select, update
+
+from dicomnode.ledger.database import Database
+from dicomnode.ledger.rows import IN_CHUNK
+from dicomnode.ledger.steps import insert_row
+from dicomnode.records import Promise
+from dicomnode.schema import INSTANCES, PROMISES, RESULTS
+
+
+class Promises(Database):
+    """The ledger's knowledge of storage commitment requests of peers."""
+
+    def promise(
+        self, peer: str, transaction_uid: str, objects: Sequence[tuple[str, str]], now: float
+    ) -> tuple[int, bool]:
+        """A peer asks for storage commitment. objects: SOP Class and SOP Instance UIDs.
+
+        The same transaction again is the same request, and is reported on again: its sender may not
+        have heard the first answer. returns: its number, and whether it is new.
+        """
+        values = {
+            "objects_json": json.dumps([list(pair) for pair in objects]),
+            "asked_at": now,
+            "next_attempt_at": 0.0,
+            "tries": 0,
+            "ended_at": None,
+            "outcome": "open",
+            "detail": "",
+        }
+        theirs = (PROMISES.c.peer == peer, PROMISES.c.transaction_uid == transaction_uid)
+        with self._decide() as connection:
+            number = connection.execute(select(PROMISES.c.id).where(*theirs)).scalar_one_or_none()
+            if number is not None:
+                connection.execute(update(PROMISES).where(PROMISES.c.id == number).values(**values))
+                return number, False
+            added = insert_row(connection, PROMISES, peer=peer, transaction_uid=transaction_uid, **values)
+            return added, True
+
+    def open_promises(self) -> list[Promise]:
+        """Those whose peers have not been told, oldest first."""
+        query = select(PROMISES).where(PROMISES.c.outcome == "open").order_by(PROMISES.c.id)
+        with self._read() as connection:
+            return [_to_promise(row) for row in connection.execute(query).all()]
+
+    def told(self, promise_id: int, now: float) -> None:
+        """The peer has taken the report."""
+        self._end(promise_id, outcome="told", ended_at=now, detail="")
+
+    def not_told(self, promise_id: int, reason: str, next_attempt_at: float) -> None:
+        """The peer could not be told: once more later."""
+        self._end(promise_id, detail=reason, next_attempt_at=next_attempt_at, tries=PROMISES.c.tries + 1)
+
+    def given_up(self, promise_id: int, now: float, reason: str) -> None:
+        """The peer is told no more."""
+        self._end(promise_id, outcome="given up", ended_at=now, detail=reason)
+
+    def kept(self, sop_instance_uids: Sequence[str]) -> dict[str, tuple[str, str, int]]:
+        """What the node holds: SOP Instance UID → SOP Class UID, file, its size in bytes.
+
+        Received objects, also those that a person discarded, and our own results.
+        """
+        found: dict[str, tuple[str, str, int]] = {}
+        with self._read() as connection:
+            for start in range(0, len(sop_instance_uids), IN_CHUNK):
+                chunk = list(sop_instance_uids[start : start + IN_CHUNK])
+                for table in (RESULTS, INSTANCES):
+                    columns = (
+                        table.c.sop_instance_uid,
+                        table.c.sop_class_uid,
+                        table.c.path,
+                        table.c.size_bytes,
+                    )
+                    rows = connection.execute(select(*columns).where(table.c.sop_instance_uid.in_(chunk)))
+                    found |= {uid: (sop_class, path, size) for uid, sop_class, path, size in rows.all()}
+        return found
+
+    def _end(self, promise_id: int, **values: Any) -> None:
+        with self._decide() as connection:
+            connection.execute(update(PROMISES).where(PROMISES.c.id == promise_id).values(**values))
+
+
+def _to_promise(row: Row[Any]) -> Promise:
+    return Promise(
+        id=row.id,
+        peer=row.peer,
+        transaction_uid=row.transaction_uid,
+        asked_at=row.asked_at,
+        objects=tuple((str(c), str(i)) for c, i in json.loads(row.objects_json)),
+        next_attempt_at=row.next_attempt_at,
+        tries=row.tries,
+        ended_at=row.ended_at,
+        outcome=row.outcome,
+        detail=row.detail,
+    )

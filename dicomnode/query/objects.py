@@ -1,0 +1,115 @@
+"""Objects on disk, for a receiver that takes other transfer syntaxes than theirs.
+
+What can be sent as it lies is never opened. Otherwise it is decompressed or written in another uncompressed
+syntax, without loss and under its own UID, into a file that lives as long as it is sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from dicomnode.header import inflated_bytes
+from dicomnode.records import HeldObject
+
+# Explicit VR keeps the VRs of private attributes.
+FALLBACKS = (str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
+
+
+# No object is sent for longer.
+_LEFT_S = 86400.0
+# Of what is converted, decoded: it lies in the memory of the process that receives. One at a time for that.
+LARGEST_BYTES = 1 << 30
+_turn = threading.Lock()
+
+
+class Unsendable(Exception):
+    """An object cannot be given to this receiver. The message says why."""
+
+
+class Files:
+    """Held objects as files to send. Every method may be called from any thread."""
+
+    def __init__(self, data_dir: Path, now: float) -> None:
+        self._data_dir = data_dir
+        self._scratch = data_dir / "cache" / "retrieve"
+        # What a node that was killed left there; another that shares the folder may be at work in it.
+        for left in self._scratch.glob("*"):
+            with contextlib.suppress(OSError):
+                if left.stat().st_mtime < now - _LEFT_S:
+                    shutil.rmtree(left, ignore_errors=True)
+
+    @contextmanager
+    def fitting(self, held: HeldObject, accepted: Collection[str]) -> Iterator[Path]:
+        """The object's file, in one of the accepted transfer syntaxes. Raises Unsendable."""
+        path = self._data_dir / held.path
+        if not path.is_file():
+            raise Unsendable("its file is gone")
+        if held.transfer_syntax_uid in accepted:
+            yield path
+            return
+        target = next((syntax for syntax in FALLBACKS if syntax in accepted), None)
+        if target is None:
+            name = UID(held.transfer_syntax_uid).name
+            raise Unsendable(f"it is stored as {name}, and no presentation context was accepted for it")
+        with self._converted(path, UID(target)) as converted:
+            yield converted
+
+    @contextmanager
+    def _converted(self, path: Path, target: UID) -> Iterator[Path]:
+        try:
+            self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(dir=self._scratch)
+        except OSError as error:
+            raise Unsendable(f"no room to convert it: {error.strerror}") from None
+        with folder as name:
+            converted = Path(name) / "object.dcm"
+            try:
+                _convert(path, target, converted)
+            except Unsendable:
+                raise
+            except Exception as error:
+                # Decoders raise whatever they like.
+                raise Unsendable(f"it cannot be converted: {type(error).__name__}: {error}") from error
+            yield converted
+
+
+def _convert(path: Path, target: UID, into: Path) -> None:
+    source = UID(read_file_meta_info(path).TransferSyntaxUID)
+    if source == ExplicitVRBigEndian:
+        raise Unsendable("it is stored as Explicit VR Big Endian, and the receiver does not take that")
+    if (size := _decoded_bytes(path, source)) > LARGEST_BYTES:
+        raise Unsendable(
+            f"of {size / 1e9:.1f} GB and more it is too large to be converted from {source.name}"
+        )
+    with _turn:
+        _rewrite(path, source, target, into)
+
+
+def _rewrite(path: Path, source: UID, target: UID, into: Path) -> None:
+    dataset = dcmread(path)
+    if source.is_compressed and not source.is_deflated:
+        dataset.decompress(generate_instance_uid=False)
+    dataset.file_meta.TransferSyntaxUID = target
+    dataset.save_as(into, enforce_file_format=True)
+
+
+def _decoded_bytes(path: Path, source: UID) -> int:
+    """What lies in memory while it is converted. A few kilobytes may stand for gigabytes."""
+    if source.is_deflated:
+        return inflated_bytes(path, LARGEST_BYTES)
+    if not source.is_compressed:
+        return path.stat().st_size
+    header = dcmread(path, stop_before_pixels=True)
+    frames = int(header.get("NumberOfFrames") or 1)
+    pixels = header.Rows * header.Columns * header.get("SamplesPerPixel", 1) * frames
+    return int(pixels * header.BitsAllocated // 8)

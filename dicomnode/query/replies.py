@@ -1,0 +1,60 @@
+"""Responses to a request, sent by whoever serves it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pynetdicom import evt
+from pynetdicom.pdu_primitives import P_DATA
+
+from dicomnode.command_set import c_find_rsp, data_fragments
+from dicomnode.query.identifier import Refused
+from dicomnode.send import LARGEST_PDU_BYTES
+
+# What a P-DATA-TF holds beside two fragments: lengths, context IDs, control headers (PS3.8 9.3.5).
+_OVERHEAD_BYTES = 12
+
+
+class Replies:
+    """Responses to one C-FIND, C-MOVE or C-GET request."""
+
+    def __init__(self, event: evt.Event) -> None:
+        self.assoc = event.assoc
+        self.context_id = int(event.context.context_id or 0)
+        self.request: Any = event.request
+
+    def answer(self, status: int) -> Any:
+        """A response, to be filled in and sent."""
+        answer = type(self.request)()
+        answer.MessageIDBeingRespondedTo = self.request.MessageID
+        answer.AffectedSOPClassUID = self.request.AffectedSOPClassUID
+        answer.Status = status
+        return answer
+
+    def send(self, answer: Any) -> None:
+        """Nothing, where the peer has gone."""
+        if self.assoc.is_established:
+            self.assoc.dimse.send_msg(answer, self.context_id)
+
+    def refuse(self, refused: Refused) -> None:
+        """The failure, with what the peer's log should say of it (PS3.7 C.5)."""
+        answer = self.answer(refused.status)
+        answer.ErrorComment = refused.comment[:64]  # LO
+        if refused.offending is not None:
+            answer.OffendingElement = [refused.offending]
+        self.send(answer)
+
+    def match(self, status: int, identifier: bytes) -> None:
+        """A pending C-FIND response, in as few PDUs as the peer takes."""
+        command = c_find_rsp(str(self.request.AffectedSOPClassUID), self.request.MessageID, status)
+        room = (self.assoc.dimse.maximum_pdu_size or LARGEST_PDU_BYTES) - _OVERHEAD_BYTES
+        if len(command) + len(identifier) <= room:
+            self._send_values([command, *data_fragments(identifier, room)])
+            return
+        for value in (command, *data_fragments(identifier, room)):
+            self._send_values([value])
+
+    def _send_values(self, values: list[bytes]) -> None:
+        primitive: Any = P_DATA()
+        primitive.presentation_data_value_list = [[self.context_id, value] for value in values]
+        self.assoc.dul.send_pdu(primitive)

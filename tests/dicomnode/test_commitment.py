@@ -1,0 +1,631 @@
+"""Storage commitment as SCU: a case is DONE when the PACS commits. Time is an argument; nobody sleeps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+
+from dicomnode import commitment_wire
+from dicomnode.clock import Jumps
+from dicomnode.commitment import Committer
+from dicomnode.commitment_report import ReportService
+from dicomnode.config import Config, Receive, parse
+from dicomnode.deliver import Deliverer
+from dicomnode.errors import ConfigurationError
+from dicomnode.ledger import Ledger
+from dicomnode.receive import Receiver
+from dicomnode.records import Case, Commitment, Delivery
+from dicomnode.standin_pacs import StandinPacs
+from dicomnode.states import Event, State
+from tests.dicomnode.committing_pacs import ALL, SOME_FAILED, CommittingPacs, report, send_report
+from tests.dicomnode.results_on_disk import compute_again, encoded_case, instance
+
+H = 3600.0
+INSTANCE = "1.2.840.10008.1.20.1.1"
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def pacs(tmp_path: Path) -> Iterator[CommittingPacs]:
+    with CommittingPacs(tmp_path / "pacs") as pacs:
+        yield pacs
+
+
+def config_for(data_dir: Path, *pacs: StandinPacs, **commitment: object) -> Config:
+    """Destinations named by their AE titles; a CommittingPacs is asked to commit."""
+    peers = [
+        {
+            "name": p.ae_title,
+            "ae_title": p.ae_title,
+            "host": p.host,
+            "port": p.port,
+            "commitment": isinstance(p, CommittingPacs),
+        }
+        for p in pacs
+    ]
+    settings = {"stay_s": 0.01, "max_refusals": 3, **commitment}
+    deliver = {
+        "to": [p.ae_title for p in pacs],
+        "timeout_s": 5.0,
+        "first_retry_s": 30.0,
+        "max_retry_s": 100.0,
+    }
+    return parse(
+        {
+            "node": {"data_dir": str(data_dir), "bind": "127.0.0.1"},
+            "peers": peers,
+            "deliver": deliver,
+            "commitment": settings,
+        }
+    )
+
+
+class Stages:
+    """Deliverer and Committer of one run of the node; the clock of reports is the last tick's."""
+
+    def __init__(self, config: Config, ledger: Ledger) -> None:
+        self.now = 0.0
+        self.config = config
+        self.reports = ReportService(config.peers, config.committing(), ledger, lambda: self.now)
+        self.deliverer = Deliverer(config, ledger, monotonic=lambda: 0.0)
+        self.committer = Committer(config, ledger, self.reports, monotonic=lambda: 0.0)
+
+    def tick(self, now: float) -> None:
+        self.now = now
+        self.deliverer.tick(now)
+        self.committer.tick(now)
+
+    def report(self, ds: Any, event_type: int = ALL, ae_title: str = "PACS", instance: str = INSTANCE) -> int:
+        """What a report is answered with."""
+        request = SimpleNamespace(AffectedSOPInstanceUID=instance, EventInformation=None)
+        event = SimpleNamespace(request=request, event_type=event_type, event_information=ds)
+        return self.reports.answer(event, ae_title)[0]  # type: ignore[arg-type]
+
+
+def case_for(ledger: Ledger, data_dir: Path, *pacs: StandinPacs, study: str = "1.2.3") -> Case:
+    return encoded_case(ledger, data_dir, tuple(p.ae_title for p in pacs), study=study)
+
+
+def rows(ledger: Ledger, case: Case) -> list[Delivery]:
+    run = ledger.latest_run(case.id)
+    assert run is not None
+    return [delivery for _result, delivery in ledger.deliveries(run.id)]
+
+
+def transactions(ledger: Ledger, case: Case) -> list[Commitment]:
+    run = ledger.latest_run(case.id)
+    assert run is not None
+    return ledger.commitments(run.id)
+
+
+# ── the good way ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_case_is_done_when_the_pacs_has_committed_to_every_object(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    stages.tick(20.0)
+    waiting = ledger.case(case.id)
+    assert (waiting.state, waiting.reason) == (State.SENDING, "waits for storage commitment of PACS")
+    (asked,) = pacs.asked
+    run = ledger.latest_run(case.id)
+    assert run is not None
+    results = [(r.new.sop_class_uid, r.new.sop_instance_uid) for r in ledger.results(run.id)]
+    assert (list(asked.objects), asked.action_type, asked.instance) == (results, 1, INSTANCE)
+    stages.now = 30.0
+    assert stages.report(report(asked)) == 0x0000
+    assert ledger.case(case.id).state is State.DONE
+    assert {d.committed_at for d in rows(ledger, case)} == {30.0}
+    assert [t.event for t in ledger.story(case.id)][-3:] == [Event.SEND, Event.AWAIT, Event.DELIVER]
+    assert ledger.story(case.id)[-1].reason == "PACS committed to keeping every result"
+
+
+def test_a_report_over_the_association_of_the_request_is_waited_for(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    pacs.at_once = True
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs, stay_s=5.0), ledger)
+    stages.tick(20.0)
+    assert ledger.case(case.id).state is State.DONE
+    assert pacs.answers_at_once == [0x0000]
+
+
+def test_a_report_may_come_before_the_answer_to_the_request(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    """The PACS waits for the report's status before it answers N-ACTION."""
+    pacs.before_it_answers = True
+    case = case_for(ledger, tmp_path, pacs)
+    Stages(config_for(tmp_path, pacs), ledger).tick(20.0)
+    assert ledger.case(case.id).state is State.DONE
+    assert pacs.answers_at_once == [0x0000]
+    assert [t.outcome for t in transactions(ledger, case)] == ["committed"]
+
+
+def test_a_report_after_a_restart_and_two_days_counts(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    Stages(config_for(tmp_path, pacs, ask_again_h=72, max_ask_again_h=72), ledger).tick(20.0)
+    again = Stages(config_for(tmp_path, pacs, ask_again_h=72, max_ask_again_h=72), ledger)
+    again.tick(48 * H)
+    assert len(pacs.asked) == 1
+    assert again.report(report(pacs.asked[0])) == 0x0000
+    assert ledger.case(case.id).state is State.DONE
+
+
+def test_while_it_waits_nothing_is_sent_asked_or_written(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    stages.tick(20.0)
+    before = (ledger.story(case.id), ledger.attempts(case.id), pacs.associations)
+    for now in range(21, 3600, 60):
+        stages.tick(float(now))
+    assert (ledger.story(case.id), ledger.attempts(case.id), pacs.associations) == before
+
+
+def test_a_pacs_that_is_not_asked_needs_not_commit(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    with StandinPacs(tmp_path / "plain", "PLAIN") as plain:
+        case = case_for(ledger, tmp_path, pacs, plain)
+        stages = Stages(config_for(tmp_path, pacs, plain), ledger)
+        stages.tick(20.0)
+        stages.report(report(pacs.asked[0]))
+    assert ledger.case(case.id).state is State.DONE
+
+
+def test_each_of_two_pacs_is_asked_and_both_must_commit(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    with CommittingPacs(tmp_path / "archive", "ARCHIVE") as archive:
+        case = case_for(ledger, tmp_path, pacs, archive)
+        stages = Stages(config_for(tmp_path, pacs, archive), ledger)
+        stages.tick(20.0)
+        stages.report(report(pacs.asked[0]))
+        assert ledger.case(case.id).state is State.SENDING
+        stages.report(report(archive.asked[0]), ae_title="ARCHIVE")
+    assert ledger.case(case.id).state is State.DONE
+
+
+def test_a_pacs_is_asked_as_soon_as_it_has_everything_though_another_is_down(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    down = StandinPacs(tmp_path / "down", "DOWN").start()
+    down.stop()
+    case = case_for(ledger, tmp_path, pacs, down)
+    stages = Stages(config_for(tmp_path, pacs, down), ledger)
+    stages.tick(20.0)
+    stages.report(report(pacs.asked[0]))
+    assert ledger.case(case.id).state is State.SENDING
+    with down:
+        stages.tick(200.0)
+    assert ledger.case(case.id).state is State.DONE
+    assert len(pacs.asked) == 1
+
+
+def test_a_pacs_that_is_no_longer_asked_holds_nothing_up(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    Stages(config_for(tmp_path, pacs), ledger).tick(20.0)
+    settings = config_for(tmp_path, pacs).model_dump()
+    settings["peers"][0]["commitment"] = False
+    Stages(parse(settings), ledger).tick(30.0)
+    assert ledger.case(case.id).state is State.DONE
+
+
+# ── what a PACS may do instead ───────────────────────────────────────────────────────────────────
+
+
+def test_what_was_not_committed_is_sent_and_asked_about_again(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    stages.tick(20.0)
+    lost = pacs.asked[0].objects[1]
+    assert stages.report(report(pacs.asked[0], {lost[1]: 0x0112}), SOME_FAILED) == 0x0000
+    stages.tick(30.0)
+    assert "RTDOSE 0x0112 no such object" in ledger.case(case.id).reason
+    stages.tick(70.0)
+    assert pacs.received[3:] == [lost[1]]
+    assert pacs.asked[1].objects == (lost,)
+    assert pacs.asked[1].transaction != pacs.asked[0].transaction
+    stages.report(report(pacs.asked[1]))
+    assert ledger.case(case.id).state is State.DONE
+    assert [t.outcome for t in transactions(ledger, case)] == ["failed", "committed"]
+
+
+def test_an_object_that_is_never_committed_to_fails_the_case_with_reason_and_remedy(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs, max_refusals=2), ledger)
+    for number in range(2):
+        stages.tick(100.0 * number + 20)
+        asked = pacs.asked[-1]
+        stages.report(report(asked, {asked.objects[0][1]: 0x0110}), SOME_FAILED)
+        stages.tick(100.0 * number + 21)
+    failed = ledger.case(case.id)
+    assert failed.state is State.FAILED
+    assert "PACS did not commit to SEG 0x0110 processing failure, after 2 times" in failed.reason
+    assert f"`dicomnode retry {case.id} --resend`" in failed.remedy
+    ledger.resend(case.id, 400.0, ["PACS"])
+    stages.tick(400.0)
+    stages.report(report(pacs.asked[-1]))
+    assert ledger.case(case.id).state is State.DONE
+
+
+def test_a_pacs_that_never_reports_is_asked_again_with_a_wait_that_doubles(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs, ask_again_h=1, max_ask_again_h=3), ledger)
+    asked_at = []
+    for half_hour in range(20):
+        before = len(pacs.asked)
+        stages.tick(10.0 + half_hour * H / 2)
+        if len(pacs.asked) > before:
+            asked_at.append(half_hour / 2)
+    assert asked_at == [0.0, 1.0, 3.0, 6.0, 9.0]
+    assert stages.report(report(pacs.asked[1])) == 0x0000, "a late report counts"
+    assert ledger.case(case.id).state is State.DONE
+
+
+def test_after_the_longest_time_without_a_report_the_case_fails(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs, give_up_after_h=12), ledger)
+    stages.tick(20.0)
+    stages.tick(20.0 + 13 * H)
+    failed = ledger.case(case.id)
+    assert failed.state is State.FAILED
+    assert failed.reason == "PACS did not commit to the results within 12 h: no report came"
+    assert "in the SCP role" in failed.remedy
+
+
+def test_a_pacs_that_refuses_the_request_is_asked_a_few_times(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    pacs.action_status = 0x0110
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    for now in (20.0, 30.0, 60.0, 130.0, 140.0, 250.0):
+        stages.tick(now)
+    assert len(pacs.asked) == 3
+    failed = ledger.case(case.id)
+    assert failed.state is State.FAILED
+    assert failed.reason.startswith("PACS refused 3 times to be asked for storage commitment")
+    assert "0x0110 Processing Failure" in failed.reason
+    assert "set commitment = false" in failed.remedy
+
+
+def test_a_pacs_without_storage_commitment_is_named(ledger: Ledger, tmp_path: Path) -> None:
+    with StandinPacs(tmp_path / "plain", "PACS") as plain:
+        case = case_for(ledger, tmp_path, plain)
+        settings = config_for(tmp_path, plain, max_refusals=1).model_dump()
+        settings["peers"][0]["commitment"] = True
+        stages = Stages(parse(settings), ledger)
+        stages.tick(20.0)
+        stages.tick(21.0)
+    assert "accepted no presentation context" in ledger.case(case.id).reason
+    assert ledger.case(case.id).state is State.FAILED
+
+
+def test_a_pacs_that_is_down_rests_and_no_case_is_the_worse_for_it(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    config = config_for(tmp_path, pacs)
+    stages = Stages(config, ledger)
+    stages.deliverer.tick(20.0)
+    pacs.stop()
+    for now in range(20, 400, 5):
+        stages.tick(float(now))
+    assert transactions(ledger, case) == []
+    pacs.start()
+    stages.tick(500.0)
+    stages.report(report(pacs.asked[0]))
+    assert ledger.case(case.id).state is State.DONE
+
+
+def test_a_pacs_that_aborts_instead_of_answering_rests_and_is_asked_again(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    pacs.aborts = True
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    for now in (20.0, 30.0, 40.0):
+        stages.tick(now)
+    assert [t.outcome for t in transactions(ledger, case)] == ["unanswered"]
+    pacs.aborts = False
+    stages.tick(60.0)
+    assert len(pacs.asked) == 2
+    stages.report(report(pacs.asked[0]))
+    assert ledger.case(case.id).state is State.DONE, "it may have heard the first request all the same"
+
+
+def test_a_request_that_breaks_is_not_repeated_at_every_tick(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    with monkeypatch.context() as patched:
+        patched.setattr(commitment_wire, "request_to_dataset", lambda request: int(float("inf")))
+        for now in (20.0, 21.0, 22.0):
+            stages.tick(now)
+    assert len(transactions(ledger, case)) == 1
+    stages.tick(60.0)
+    assert len(pacs.asked) == 1
+
+
+def test_a_report_that_does_not_name_every_object_leaves_the_rest_to_be_asked_about(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    stages.tick(20.0)
+    named = [pacs.asked[0].objects[0][1]]
+    assert stages.report(report(pacs.asked[0], names=named)) == 0x0000
+    assert transactions(ledger, case)[0].outcome == "incomplete"
+    stages.tick(20.0 + 7 * H)
+    assert [o[1] for o in pacs.asked[1].objects] == [o[1] for o in pacs.asked[0].objects[1:]]
+
+
+# ── a node that ends, an object that comes, a person who acts ────────────────────────────────────
+
+
+def test_a_late_report_that_comes_before_the_next_request_leaves_nothing_to_ask_for(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs, ask_again_h=1.0), ledger)
+    stages.tick(20.0)
+    listed = ledger.uncommitted("PACS")
+    assert stages.report(report(pacs.asked[0])) == 0x0000
+    monkeypatch.setattr(ledger, "uncommitted", lambda peer: listed)
+    stages.tick(20.0 + 2 * H)
+    assert len(pacs.asked) == len(transactions(ledger, case)) == 1
+    assert ledger.case(case.id).state is State.DONE
+
+
+def test_a_node_that_ended_between_ledger_and_request_asks_at_once_and_takes_either_report(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    stages.deliverer.tick(20.0)
+    run = ledger.latest_run(case.id)
+    assert run is not None
+    ledger.ask(run.id, "PACS", "2.25.1", [d.id for d in rows(ledger, case)], 20.0)
+    stages.tick(21.0)
+    (asked,) = pacs.asked
+    ds = report(asked)
+    ds.TransactionUID = "2.25.1"
+    assert stages.report(ds) == 0x0000
+    assert ledger.case(case.id).state is State.DONE
+
+
+def test_a_new_object_does_not_wait_for_a_commitment_to_results_that_it_outdates(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    stages.tick(20.0)
+    ledger.add_instances([instance(number=2, at=30.0)], 30.0)
+    stages.tick(31.0)
+    assert ledger.case(case.id).state is State.COLLECTING
+    compute_again(ledger, tmp_path, case.id, ("PACS",), 40.0, "new inputs")
+    stages.tick(50.0)
+    assert stages.report(report(pacs.asked[0])) == 0x0000
+    assert ledger.case(case.id).state is State.SENDING, "that was about the old results"
+    stages.report(report(pacs.asked[1]))
+    assert ledger.case(case.id).state is State.DONE
+
+
+def test_an_object_that_comes_while_another_pacs_is_down_waits_for_that(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    down = StandinPacs(tmp_path / "down", "DOWN").start()
+    down.stop()
+    case = case_for(ledger, tmp_path, pacs, down)
+    stages = Stages(config_for(tmp_path, pacs, down), ledger)
+    stages.tick(20.0)
+    ledger.add_instances([instance(number=2, at=30.0)], 30.0)
+    stages.tick(31.0)
+    assert ledger.case(case.id).state is State.SENDING
+
+
+def test_when_a_person_sends_again_a_report_on_what_was_before_changes_nothing(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    stages.tick(20.0)
+    ledger.resend(case.id, 30.0, ["PACS"])
+    assert stages.report(report(pacs.asked[0])) == 0x0000
+    assert {d.committed_at for d in rows(ledger, case)} == {None}
+    stages.tick(40.0)
+    stages.report(report(pacs.asked[1]))
+    assert ledger.case(case.id).state is State.DONE
+
+
+def test_a_clock_that_is_set_back_makes_nobody_wait_for_the_old_time(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs, give_up_after_h=0), ledger)
+    stages.tick(1e6 * H)
+    stages.tick(20.0)
+    assert len(pacs.asked) == 2
+
+
+def test_a_clock_that_is_set_ahead_fails_no_case(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs, give_up_after_h=12), ledger)
+    stages.tick(20.0)
+    steady = [20.0]
+    jumps = Jumps(lambda: steady[0])
+    jumps.tick(20.0)
+    committer = Committer(stages.config, ledger, stages.reports, monotonic=lambda: 0.0, jumps=jumps)
+    steady[0] = 50.0
+    committer.tick(50.0 + 100 * H)
+    assert ledger.case(case.id).state is State.SENDING
+
+
+# ── reports that are not ours to take: answered, logged, nothing changes ─────────────────────────
+
+
+def without(keyword: str) -> Callable[[Dataset], None]:
+    return lambda ds: delattr(ds, keyword)
+
+
+def with_value(keyword: str, value: object) -> Callable[[Dataset], None]:
+    return lambda ds: setattr(ds, keyword, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "call", "status", "said"),
+    [
+        (with_value("TransactionUID", "2.25.999"), {}, 0x0115, "2.25.999, which it was not asked for"),
+        (with_value("TransactionUID", "2.25.999"), {"ae_title": "STRANGER"}, 0x0115, "STRANGER reports"),
+        (None, {"ae_title": "OTHER"}, 0x0115, "OTHER reports on transaction"),
+        (None, {"event_type": 3}, 0x0113, "event type 3 does not exist"),
+        (None, {"event_type": 0}, 0x0113, "event type 0 does not exist"),
+        (None, {"instance": "1.2.3"}, 0x0112, "1.2.3 is no SOP instance"),
+        (without("TransactionUID"), {}, 0x0115, "Transaction UID is missing"),
+        (with_value("TransactionUID", "../../etc"), {}, 0x0115, "Transaction UID is missing or not"),
+        (without("ReferencedSOPSequence"), {}, 0x0115, "it names no object"),
+        (lambda ds: ds.ReferencedSOPSequence[0].clear(), {}, 0x0115, "referenced SOP Class or Instance"),
+    ],
+    ids=[
+        "unknown transaction", "unknown transaction and peer", "wrong peer", "event type", "no event type",
+        "instance", "no transaction UID", "bad transaction UID", "no objects", "object without UID",
+    ],
+)  # fmt: skip
+def test_such_a_report_is_answered_with_its_status_logged_and_changes_nothing(
+    ledger: Ledger,
+    tmp_path: Path,
+    pacs: CommittingPacs,
+    caplog: pytest.LogCaptureFixture,
+    change: Callable[[Dataset], None] | None,
+    call: dict[str, Any],
+    status: int,
+    said: str,
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    with StandinPacs(tmp_path / "other", "OTHER") as other:
+        stages = Stages(config_for(tmp_path, pacs, other), ledger)
+        stages.tick(20.0)
+    ds = report(pacs.asked[0])
+    if change is not None:
+        change(ds)
+    before = (ledger.case(case.id), rows(ledger, case), transactions(ledger, case))
+    with caplog.at_level(logging.WARNING, "dicomnode"):
+        assert stages.report(ds, **call) == status
+    assert said in caplog.text
+    assert (ledger.case(case.id), rows(ledger, case), transactions(ledger, case)) == before
+
+
+def test_a_data_set_that_cannot_be_read_is_answered(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    class Broken:
+        request = SimpleNamespace(AffectedSOPInstanceUID=INSTANCE, EventInformation=None)
+        event_type = 1
+
+        @property
+        def event_information(self) -> Dataset:
+            raise EOFError("the data set ends")
+
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    assert stages.reports.answer(Broken(), "PACS") == (0x0115, None)  # type: ignore[arg-type]
+
+
+def test_the_same_report_again_is_taken_and_changes_nothing(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    stages.tick(20.0)
+    stages.report(report(pacs.asked[0]))
+    before = (ledger.case(case.id), rows(ledger, case), ledger.story(case.id))
+    failing = {uid: 0x0110 for _, uid in pacs.asked[0].objects}
+    assert stages.report(report(pacs.asked[0], failing), SOME_FAILED) == 0x0000
+    assert "reports again" in caplog.text
+    assert (ledger.case(case.id), rows(ledger, case), ledger.story(case.id)) == before
+
+
+def test_when_the_ledger_does_not_answer_the_pacs_hears_of_a_failure(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    stages.tick(20.0)
+    ledger.close()
+    (tmp_path / "ledger.sqlite3").rename(tmp_path / "gone")
+    assert stages.report(report(pacs.asked[0])) == 0x0110
+
+
+# ── over a real socket ───────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def listening(stages: Stages) -> Iterator[int]:
+    node = stages.config.node.model_copy(update={"port": 0})
+    receiver = Receiver(node, stages.config.peers, Receive(), [stages.reports])
+    try:
+        yield receiver.start()
+    finally:
+        receiver.stop(5)
+
+
+def test_the_pacs_reports_over_an_association_of_its_own_in_the_scp_role(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stages = Stages(config_for(tmp_path, pacs), ledger)
+    stages.tick(20.0)
+    with listening(stages) as port:
+        assert send_report(port, report(pacs.asked[0]), role=False) is None
+        assert send_report(port, report(pacs.asked[0])) == 0x0000
+    assert ledger.case(case.id).state is State.DONE
+
+
+def test_a_peer_that_is_not_asked_may_not_report(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    with StandinPacs(tmp_path / "plain", "PLAIN") as plain:
+        stages = Stages(config_for(tmp_path, pacs, plain), ledger)
+        case_for(ledger, tmp_path, pacs)
+        stages.tick(20.0)
+        with listening(stages) as port:
+            assert send_report(port, report(pacs.asked[0]), calling="PLAIN") is None
+
+
+def test_only_a_destination_can_be_asked_to_commit() -> None:
+    peer = {"name": "scanner", "ae_title": "CT", "commitment": True}
+    with pytest.raises(ConfigurationError, match=r"commitment = true, but \[deliver\] to does not name it"):
+        parse({"peers": [peer]})

@@ -1,0 +1,420 @@
+"""Storage commitment as SCP: a modality asks, the node looks, and tells. Real associations on loopback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    NuclearMedicineImageStorage,
+    generate_uid,
+)
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
+)
+from pynetdicom.transport import ThreadedAssociationServer
+
+from dicomnode.commitment_answer import Answerer
+from dicomnode.commitment_scp import CommitmentService, OpenAssociations
+from dicomnode.config import Config, Peer, Receive, parse
+from dicomnode.intake import Intake
+from dicomnode.ledger import Ledger
+from dicomnode.receive import Receiver
+from dicomnode.records import Promise
+from dicomnode.spool import Spool
+from dicomnode.store import StoreService
+from tests.dicomnode.modality import ct_slice, encoded, send
+from tests.dicomnode.results_on_disk import encoded_case
+
+H = 3600.0
+
+
+class Modality:
+    """Listens for reports as a modality does: `add_supported_context(..., scu_role=False, scp_role=True)`."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, Dataset]] = []
+        self.answer = 0x0000
+        self.port = 0
+        self._server: ThreadedAssociationServer | None = None
+
+    def start(self) -> Modality:
+        ae = AE("SCANNER")
+        ae.add_supported_context(StorageCommitmentPushModel, scu_role=False, scp_role=True)
+        server = ae.start_server(
+            ("127.0.0.1", self.port), block=False, evt_handlers=[(evt.EVT_N_EVENT_REPORT, self.take)]
+        )
+        assert server is not None
+        self._server, self.port = server, server.server_address[1]
+        return self
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server = None
+
+    def take(self, event: evt.Event) -> tuple[int, None]:
+        self.told.append((int(event.event_type or 0), event.event_information))
+        return self.answer, None
+
+
+@pytest.fixture
+def modality() -> Iterator[Modality]:
+    modality = Modality().start()
+    yield modality
+    modality.stop()
+
+
+@dataclass
+class Node:
+    """A node that stores and commits; its clock stands until a test moves it."""
+
+    config: Config
+    ledger: Ledger
+    now: float = 1000.0
+    port: int = 0
+    associations: OpenAssociations = field(default_factory=OpenAssociations)
+
+    def __post_init__(self) -> None:
+        self.spool = Spool(self.config.node.data_dir, 0)
+        self.intake = Intake(self.spool, self.ledger)
+        clock = lambda: self.now  # noqa: E731
+        peers, flush = self.config.peers, self.intake.flush
+        self.service = CommitmentService(peers, self.ledger, flush, self.associations, clock)
+        services = [StoreService(self.spool, self.intake, clock), self.service]
+        node = self.config.node.model_copy(update={"port": 0})
+        settings = Receive(min_free_gb=0, network_timeout_s=5, acse_timeout_s=5)
+        self.receiver = Receiver(node, peers, settings, services, clock)
+        self.answerer = Answerer(self.config, self.ledger, self.associations)
+
+    def tick(self, now: float) -> None:
+        self.now = now
+        self.answerer.tick(now)
+
+    def promises(self) -> list[Promise]:
+        return self.ledger.open_promises()
+
+
+@pytest.fixture
+def node(tmp_path: Path, modality: Modality) -> Iterator[Node]:
+    may = ["echo", "store", "commit"]
+    peers = [
+        {"name": "CT room 1", "ae_title": "SCANNER", "host": "127.0.0.1", "port": modality.port, "may": may},
+        {"name": "camera", "ae_title": "CAMERA", "may": may},
+        {"name": "old", "ae_title": "STOREONLY"},
+    ]
+    table = {
+        "node": {"data_dir": str(tmp_path), "bind": "127.0.0.1"},
+        "peers": peers,
+        "deliver": {"timeout_s": 5.0, "first_retry_s": 30.0, "max_retry_s": 100.0},
+        "commitment": {"report_for_h": 2.0},
+    }
+    ledger = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
+    node = Node(parse(table), ledger)
+    node.port = node.receiver.start()
+    yield node
+    node.receiver.stop(5)
+    ledger.close()
+
+
+def stored(node: Node, count: int = 2) -> list[tuple[str, str]]:
+    """Slices that the node has acknowledged and not yet told the ledger of."""
+    slices = [ct_slice(StudyInstanceUID="1.2.3", SeriesInstanceUID="1.2.3.4") for _ in range(count)]
+    with calling(node, "SCANNER", (CTImageStorage, ExplicitVRLittleEndian)) as assoc:
+        for each in slices:
+            assert send(assoc, encoded(each), each.SOPInstanceUID).Status == 0x0000
+    return [(str(CTImageStorage), str(each.SOPInstanceUID)) for each in slices]
+
+
+class calling:  # noqa: N801
+    """An association with the node, by a peer of the given AE title."""
+
+    def __init__(
+        self, node: Node, ae_title: str, *contexts: tuple[str, str], handlers: list[Any] | None = None
+    ) -> None:
+        ae = AE(ae_title)
+        for sop_class, syntax in contexts:
+            ae.add_requested_context(sop_class, syntax)
+        if not contexts:
+            ae.add_requested_context(StorageCommitmentPushModel)
+        self._made = ae.associate("127.0.0.1", node.port, ae_title="DICOMNODE", evt_handlers=handlers or [])
+
+    def __enter__(self) -> Association:
+        return self._made
+
+    def __exit__(self, *_: object) -> None:
+        self._made.release()
+
+
+def request(objects: list[tuple[str, str]], transaction: str = "") -> Dataset:
+    ds = Dataset()
+    ds.TransactionUID = transaction or generate_uid()
+    items = []
+    for sop_class, uid in objects:
+        item = Dataset()
+        item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = sop_class, uid
+        items.append(item)
+    ds.ReferencedSOPSequence = items
+    return ds
+
+
+def ask(
+    node: Node,
+    ds: Dataset,
+    calling_ae: str = "SCANNER",
+    action: int = 1,
+    instance: str = StorageCommitmentPushModelInstance,
+) -> int | None:
+    """N-ACTION over an association that is released at once. returns: the status; None without a context."""
+    with calling(node, calling_ae) as assoc:
+        if not assoc.is_established:
+            return None
+        response, _ = assoc.send_n_action(ds, action, StorageCommitmentPushModel, instance)
+        return int(response.Status)
+
+
+def named(ds: Dataset, keyword: str) -> list[str]:
+    return [str(item.ReferencedSOPInstanceUID) for item in ds.get(keyword) or ()]
+
+
+# ── the good way ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_was_just_acknowledged_is_committed_to_over_an_association_of_our_own(
+    node: Node, modality: Modality
+) -> None:
+    objects = stored(node)
+    ds = request(objects)
+    assert ask(node, ds) == 0x0000
+    node.tick(1002.0)
+    ((event_type, report),) = modality.told
+    assert (event_type, report.TransactionUID) == (1, ds.TransactionUID)
+    assert named(report, "ReferencedSOPSequence") == [uid for _, uid in objects]
+    assert "FailedSOPSequence" not in report
+    assert report.RetrieveAETitle == "DICOMNODE"
+    assert node.promises() == []
+    node.tick(1010.0)
+    assert len(modality.told) == 1
+
+
+def test_a_requestor_that_keeps_the_association_open_is_told_over_it(node: Node, modality: Modality) -> None:
+    told: list[Dataset] = []
+
+    def take(event: evt.Event) -> tuple[int, None]:
+        told.append(event.event_information)
+        return 0x0000, None
+
+    ds = request(stored(node))
+    with calling(node, "SCANNER", handlers=[(evt.EVT_N_EVENT_REPORT, take)]) as assoc:
+        response, _ = assoc.send_n_action(
+            ds, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+        )
+        assert response.Status == 0x0000
+        node.tick(1000.5)
+        assert told == [], "it may be about to release"
+        node.tick(1002.0)
+        assert [report.TransactionUID for report in told] == [ds.TransactionUID]
+        assert assoc.is_established
+    assert modality.told == []
+    assert node.promises() == []
+
+
+@pytest.mark.parametrize(
+    "kind", ["unknown", "removed", "cut short", "other class", "discarded", "our own result"]
+)
+def test_an_object_is_looked_at_on_disk(node: Node, modality: Modality, tmp_path: Path, kind: str) -> None:
+    objects = stored(node)
+    (sop_class, uid), *_ = objects
+    node.intake.flush(1000.0)
+    kept = node.ledger.instance(uid)
+    assert kept is not None
+    path = tmp_path / kept.path
+    if kind == "unknown":
+        objects[0] = (sop_class, "1.2.3.999")
+    elif kind == "removed":
+        path.unlink()
+    elif kind == "cut short":
+        path.write_bytes(path.read_bytes()[:-2])
+    elif kind == "other class":
+        objects[0] = (str(NuclearMedicineImageStorage), uid)
+    elif kind == "discarded":
+        node.ledger.discard(1, "1.2.3.4", 1001.0)
+    else:
+        case = encoded_case(node.ledger, tmp_path, (), study="1.2.99")
+        run = node.ledger.latest_run(case.id)
+        assert run is not None
+        result = node.ledger.results(run.id)[0].new
+        objects[0] = (result.sop_class_uid, result.sop_instance_uid)
+    expected = {"unknown": 0x0112, "removed": 0x0112, "cut short": 0x0110, "other class": 0x0119}.get(kind)
+    assert ask(node, request(objects)) == 0x0000
+    node.tick(1002.0)
+    ((event_type, report),) = modality.told
+    failed = {str(i.ReferencedSOPInstanceUID): i.FailureReason for i in report.get("FailedSOPSequence") or ()}
+    assert event_type == (1 if expected is None else 2)
+    assert failed == ({} if expected is None else {objects[0][1]: expected})
+    assert objects[1][1] in named(report, "ReferencedSOPSequence")
+
+
+def test_where_nothing_is_kept_nothing_is_named_as_committed(node: Node, modality: Modality) -> None:
+    assert ask(node, request([(str(CTImageStorage), "1.2.3.999")])) == 0x0000
+    node.tick(1002.0)
+    ((event_type, report),) = modality.told
+    assert event_type == 2
+    assert "ReferencedSOPSequence" not in report
+
+
+def test_the_same_transaction_again_is_told_again(node: Node, modality: Modality) -> None:
+    ds = request(stored(node))
+    for now in (1002.0, 1010.0):
+        node.now = now - 2
+        assert ask(node, ds) == 0x0000
+        node.tick(now)
+    assert [report.TransactionUID for _, report in modality.told] == 2 * [ds.TransactionUID]
+
+
+# ── a modality that is away ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_modality_that_is_away_is_told_when_it_is_back_also_after_a_restart(
+    node: Node, modality: Modality
+) -> None:
+    modality.stop()
+    assert ask(node, request(stored(node))) == 0x0000
+    node.tick(1002.0)
+    (promise,) = node.promises()
+    assert (promise.tries, promise.outcome) == (1, "open")
+    assert "cannot be reached" in promise.detail
+    modality.start()
+    again = Answerer(node.config, node.ledger, OpenAssociations())
+    again.tick(1020.0)
+    assert modality.told == [], "the pause lasts over the restart"
+    again.tick(1040.0)
+    assert len(modality.told) == 1
+    assert node.promises() == []
+
+
+def test_pauses_double_and_end_with_the_configured_time(
+    node: Node, modality: Modality, caplog: pytest.LogCaptureFixture
+) -> None:
+    modality.stop()
+    assert ask(node, request(stored(node, 1))) == 0x0000
+    tries = []
+    for second in range(1002, 1400, 2):
+        before = node.promises()[0].tries
+        node.tick(float(second))
+        if node.promises()[0].tries > before:
+            tries.append(second)
+    assert [b - a for a, b in pairwise(tries)][:3] == pytest.approx([30, 60, 100], abs=12)
+    node.tick(1000.0 + 2 * H)
+    assert node.promises() == []
+    assert "will not be" in caplog.text
+
+
+def test_a_report_that_the_modality_refuses_is_told_again(node: Node, modality: Modality) -> None:
+    modality.answer = 0x0110
+    assert ask(node, request(stored(node, 1))) == 0x0000
+    node.tick(1002.0)
+    assert "0x0110" in node.promises()[0].detail
+    modality.answer = 0x0000
+    node.tick(1050.0)
+    assert node.promises() == []
+
+
+def test_a_report_that_breaks_keeps_nobody_else_waiting(
+    node: Node, monkeypatch: pytest.MonkeyPatch, modality: Modality
+) -> None:
+    # Two peers: the first one's report breaks.
+    assert ask(node, request([(str(CTImageStorage), "1.2.3")]), "CAMERA") == 0x0000
+    assert ask(node, request(stored(node, 1))) == 0x0000
+    monkeypatch.setattr(Answerer, "_peer", _breaking_for("CAMERA", Answerer._peer))
+    node.tick(1002.0)
+    assert [(promise.peer, promise.tries) for promise in node.promises()] == [("CAMERA", 1)]
+    assert len(modality.told) == 1
+
+
+def _breaking_for(ae_title: str, right: Any) -> Any:
+    def peer(answerer: Answerer, promise: Promise) -> Peer:
+        if promise.peer == ae_title:
+            raise OverflowError("cannot be encoded")
+        found: Peer = right(answerer, promise)
+        return found
+
+    return peer
+
+
+def test_a_peer_without_an_address_hears_over_its_own_association_or_not_at_all(node: Node) -> None:
+    assert ask(node, request([(str(CTImageStorage), "1.2")]), "CAMERA") == 0x0000
+    node.tick(1002.0)
+    assert "has no address" in node.promises()[0].detail
+
+
+# ── requests that are refused ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("make", "call", "status"),
+    [
+        (lambda ds: None, {"action": 2}, 0x0123),
+        (lambda ds: None, {"instance": "1.2.3"}, 0x0112),
+        (lambda ds: delattr(ds, "TransactionUID"), {}, 0x0115),
+        (lambda ds: setattr(ds, "ReferencedSOPSequence", []), {}, 0x0115),
+        (lambda ds: delattr(ds, "ReferencedSOPSequence"), {}, 0x0115),
+        (lambda ds: delattr(ds.ReferencedSOPSequence[0], "ReferencedSOPClassUID"), {}, 0x0115),
+    ],
+    ids=["action type", "instance", "no transaction", "empty", "no sequence", "object without class"],
+)
+def test_a_request_that_cannot_be_taken_gets_its_status_and_leaves_nothing(
+    node: Node, caplog: pytest.LogCaptureFixture, make: Any, call: dict[str, Any], status: int
+) -> None:
+    ds = request([(str(CTImageStorage), "1.2.3")])
+    make(ds)
+    with caplog.at_level(logging.WARNING, "dicomnode.commitment_scp"):
+        assert ask(node, ds, **call) == status
+    assert "SCANNER is refused" in caplog.text
+    assert node.promises() == []
+
+
+def test_only_a_peer_with_the_right_may_ask(node: Node) -> None:
+    assert ask(node, request([(str(CTImageStorage), "1.2")]), "STOREONLY") is None
+
+
+def test_a_node_that_stops_takes_no_more_requests(node: Node) -> None:
+    node.service.stop()
+    assert ask(node, request([(str(CTImageStorage), "1.2")])) == 0x0213
+
+
+def test_more_objects_than_a_study_can_have_are_refused(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dicomnode.commitment_message.MOST_OBJECTS", 2)
+    assert ask(node, request([(str(CTImageStorage), f"1.2.{n}") for n in range(3)])) == 0x0213
+
+
+def test_items_are_counted_before_they_are_read(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an empty item of eight bytes pydicom makes a data set."""
+    monkeypatch.setattr("dicomnode.commitment_message.MOST_OBJECTS", 2)
+    monkeypatch.setattr("dicomnode.commitment_scp.request_of", lambda ds: pytest.fail("it was read"))
+    ds = request([(str(CTImageStorage), "1.2")])
+    ds.OtherPatientIDsSequence = [Dataset()] * 5
+    assert ask(node, ds) == 0x0213
+
+
+def test_what_could_inflate_is_not_agreed_upon(node: Node) -> None:
+    with calling(node, "SCANNER", (StorageCommitmentPushModel, DeflatedExplicitVRLittleEndian)) as assoc:
+        assert not assoc.is_established
+
+
+def test_when_the_ledger_does_not_answer_the_modality_hears_of_it(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite3").rename(tmp_path / "gone")
+    assert ask(node, request([(str(CTImageStorage), "1.2")])) == 0x0213
+    (tmp_path / "gone").rename(tmp_path / "ledger.sqlite3")

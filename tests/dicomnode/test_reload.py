@@ -1,0 +1,154 @@
+"""SIGHUP: what of a changed config.toml a running node takes up, and what it says of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicomnode.config import Config, parse
+from dicomnode.daemon import Daemon
+from dicomnode.errors import ConfigurationError
+from dicomnode.reload import reloaded
+from dicomnode.send import Verdict
+from dicomnode.standin_pacs import StandinPacs
+from dicomnode.states import State
+from tests import small_study
+from tests.dicomnode.test_daemon import Clock, HereAndNow, free_port, push, run_to_the_end
+
+BASE: dict[str, Any] = {
+    "peers": [{"name": "PACS", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}],
+    "deliver": {"to": ["PACS"]},
+}
+
+
+def test_what_was_settled_at_the_start_waits_and_the_rest_is_taken_up() -> None:
+    old = parse(BASE)
+    new = parse(
+        {
+            **BASE,
+            "node": {"port": 11113, "log_level": "WARNING"},
+            "receive": {"max_pdu": 65536, "max_associations": 7},
+            "deliver": {"to": ["PACS"], "timeout_s": 5.0},
+            "dose": {"timeout_s": 99.0, "memory_limit_gb": 4.0},
+        }
+    )
+    change = reloaded(old, new)
+    assert set(change.taken_up) == {
+        "[node] log_level", "[receive] max_associations", "[deliver] timeout_s", "[dose] timeout_s",
+    }  # fmt: skip
+    assert set(change.at_next_start) == {"[node] port", "[receive] max_pdu", "[dose] memory_limit_gb"}
+    held = change.config
+    assert (held.node.port, held.receive.max_pdu, held.dose.memory_limit_gb) == (11112, 131072, None)
+    assert (held.node.log_level, held.receive.max_associations, held.dose.timeout_s) == ("WARNING", 7, 99.0)
+
+
+def test_the_same_file_changes_nothing_and_results_keep_their_configuration() -> None:
+    change = reloaded(parse(BASE), parse(BASE))
+    assert (change.taken_up, change.at_next_start) == ((), ())
+    assert change.config.sha256 == parse(BASE).sha256
+
+
+def test_settings_that_make_no_sense_without_a_restart_are_refused_whole(tmp_path: Path) -> None:
+    files = {name: str(tmp_path / name) for name in ("certificate", "key", "ca")}
+    peer = {"name": "camera", "ae_title": "CAMERA", "require_tls": True}
+    new = parse({"peers": [peer], "tls": {"port": 2762, **files}})
+    with pytest.raises(ConfigurationError, match=r"Restart the node: it holds with .*\[tls\] port"):
+        reloaded(parse({}), new)
+
+
+def test_every_name_of_the_table_is_a_setting() -> None:
+    from dicomnode.reload import AT_START, LIVE_ALL_THE_SAME
+
+    tables = Config().model_dump()
+    for name in (*AT_START, *LIVE_ALL_THE_SAME):
+        table, _, setting = name.partition(".")
+        assert table in tables
+        assert not setting or setting in tables[table], name
+
+
+# ── a node that runs ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def pacs(tmp_path: Path) -> Iterator[StandinPacs]:
+    with StandinPacs(tmp_path / "pacs") as pacs:
+        yield pacs
+
+
+@pytest.fixture
+def config_of(tmp_path: Path, pacs: StandinPacs) -> Callable[..., Config]:
+    port = free_port()
+
+    def make(camera: dict[str, Any] | None, **tables: Any) -> Config:
+        peers = [{"name": "PACS", "ae_title": pacs.ae_title, "host": pacs.host, "port": pacs.port}]
+        if camera is not None:
+            peers.append({"name": "camera", "ae_title": "CAMERA", **camera})
+        node = {"data_dir": str(tmp_path / "data"), "bind": "127.0.0.1", "port": port}
+        return parse(
+            {
+                "node": node,
+                "receive": {"min_free_gb": 0.1},
+                "peers": peers,
+                "dose": {"device": "cpu"},
+                **tables,
+            }
+        )
+
+    return make
+
+
+def test_a_peer_that_is_added_is_served_and_one_that_is_removed_is_not(
+    config_of: Callable[..., Config], tmp_path: Path
+) -> None:
+    files = small_study.write(tmp_path / "study")
+    daemon = Daemon(config_of(None), Clock(), executor=HereAndNow())
+    daemon.start()
+    try:
+        allowed = []
+        for camera in (None, {}, {"may": ["echo"]}, {"may": ["store"]}, None):
+            daemon.reload(config_of(camera))
+            allowed.append(push(daemon.config, files.ct[:1]) == [Verdict.STORED])
+        assert allowed == [False, True, False, True, False]
+    finally:
+        daemon.stop()
+
+
+def test_a_destination_that_is_added_gets_what_is_computed_from_then_on(
+    config_of: Callable[..., Config], pacs: StandinPacs, tmp_path: Path
+) -> None:
+    clock = Clock()
+    daemon = Daemon(config_of({}), clock, executor=HereAndNow())
+    daemon.receiver.start()
+    try:
+        change = daemon.reload(config_of({}, deliver={"to": ["PACS"]}, assemble={"quiet_s": 5.0}))
+        assert set(change.taken_up) == {"[deliver] to", "[assemble] quiet_s"}
+        run_to_the_end(daemon, clock, small_study.write(tmp_path / "study"))
+        assert daemon.ledger.case(1).state is State.DONE
+        assert len(pacs.received) == 3
+    finally:
+        daemon.stop()
+
+
+def test_a_job_that_runs_goes_on(config_of: Callable[..., Config], tmp_path: Path) -> None:
+    from tests.dicomnode.test_compute import Bench
+
+    clock, bench = Clock(), Bench()
+    daemon = Daemon(config_of({}), clock, executor=bench)
+    daemon.receiver.start()
+    try:
+        push(daemon.config, small_study.write(tmp_path / "study").all)
+        daemon.tick()
+        clock.now += daemon.config.assemble.quiet_s
+        daemon.tick()
+        assert daemon.ledger.case(1).state is State.COMPUTING
+        daemon.reload(config_of({}, encode={"bits": 16}))
+        daemon.tick()
+        assert len(bench.jobs) == 1
+        bench.answer("RTDOSE")
+        daemon.tick()
+        assert daemon.ledger.runs(1)
+    finally:
+        daemon.stop()

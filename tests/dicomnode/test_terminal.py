@@ -1,0 +1,24 @@
+"""The log on stderr: one line for each thing that happened."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import logging
+from dicomnode.terminal import log_to_stderr
+log_to_stderr("INFO")
+ae_title = "A\\n2026-01-01 INFO dicomnode: all is well\\x1b[2J\\u2028"
+logging.getLogger("dicomnode.transport").warning("%s called", ae_title)
+logging.getLogger("pynetdicom.dimse").error("KeyError")
+logging.getLogger("pynetdicom.events").error("a handler of ours failed")
+"""
+
+
+def test_what_a_peer_sends_begins_no_line_of_its_own() -> None:
+    """Nor does pynetdicom put a traceback beside the node's line."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    first, second = done.stderr.splitlines()
+    assert first.endswith(r"A\n2026-01-01 INFO dicomnode: all is well\x1b[2J\u2028 called")
+    assert second.endswith("a handler of ours failed")
