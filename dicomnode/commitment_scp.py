@@ -62,6 +62,10 @@ class OpenAssociations:
         return association if association is not None and association.is_established else None
 
 
+# Of one peer: a modality asks once for a study; more is a peer that asks and never listens.
+MAX_UNANSWERED = 1000
+
+
 class CommitmentService:
     """The Storage Commitment SCP.
 
@@ -107,6 +111,10 @@ class CommitmentService:
         ae_title = event.assoc.requestor.ae_title.strip()
         try:
             request = self._read(event, ae_title)
+            if self._ledger.unanswered(ae_title) >= MAX_UNANSWERED:
+                raise Malformed(
+                    f"{MAX_UNANSWERED} of its requests wait to be reported on", _RESOURCE_LIMITATION
+                )
             # What was acknowledged a moment ago is durable, but the ledger may not have heard of it.
             now = self._clock()
             self._flush(now)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, func, select, update
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import IN_CHUNK
@@ -43,6 +43,12 @@ class Promises(Database):
                 return number, False
             added = insert_row(connection, PROMISES, peer=peer, transaction_uid=transaction_uid, **values)
             return added, True
+
+    def unanswered(self, peer: str) -> int:
+        """How many requests of a peer (AE title) wait for it to be told."""
+        query = select(func.count()).where(PROMISES.c.peer == peer, PROMISES.c.outcome == "open")
+        with self._read() as connection:
+            return int(connection.execute(query).scalar_one())
 
     def open_promises(self) -> list[Promise]:
         """Those whose peers have not been told, oldest first."""

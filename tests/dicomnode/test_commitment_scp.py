@@ -400,6 +400,15 @@ def test_more_objects_than_a_study_can_have_are_refused(node: Node, monkeypatch:
     assert ask(node, request([(str(CTImageStorage), f"1.2.{n}") for n in range(3)])) == 0x0213
 
 
+def test_a_peer_that_asks_and_never_listens_is_refused_after_a_while(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicomnode.commitment_scp.MAX_UNANSWERED", 2)
+    objects = stored(node)
+    assert [ask(node, request(objects)) for _ in range(3)] == [0x0000, 0x0000, 0x0213]
+    assert len(node.ledger.open_promises()) == 2
+
+
 def test_items_are_counted_before_they_are_read(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an empty item of eight bytes pydicom makes a data set."""
     monkeypatch.setattr("dicomnode.commitment_message.MOST_OBJECTS", 2)
