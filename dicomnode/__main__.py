@@ -12,11 +12,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from dicomnode import __version__, compiled_code, model_commands
+from dicomnode import __version__
+from dicomnode.commands import model_commands
+from dicomnode.commands.terminal import log_to_stderr, out
+from dicomnode.computing import compiled_code
 from dicomnode.config import Config, load, with_engines
 from dicomnode.errors import ConfigurationError, NodeError
 from dicomnode.states import Event, State
-from dicomnode.terminal import log_to_stderr, out
 from models.errors import ModelRejected
 from pipeline.errors import PipelineError
 
@@ -58,7 +60,7 @@ def worker(config: ConfigOption = None) -> None:
     settings = _load(config)
     log_to_stderr(settings.node.log_level)
     compiled_code.find_place(settings.node.data_dir)
-    from dicomnode.cluster_worker import serve as run
+    from dicomnode.computing.cluster_worker import serve as run
 
     run(settings)
 
@@ -72,7 +74,7 @@ def check(
     settings = _load(config)
     # Before anything that numba compiles is imported.
     compiled_code.find_place(settings.node.data_dir)
-    from dicomnode.check import check as examine
+    from dicomnode.commands.check import check as examine
 
     colours = {"ok": "green", "warning": "yellow", "problem": "red"}
     table = Table("", "", "", "what to do", box=None, show_header=False)
@@ -96,7 +98,7 @@ def cases(
     ] = None,
 ) -> None:
     """List the cases."""
-    from dicomnode.show import case_list
+    from dicomnode.commands.show import case_list
 
     ledger = _ledger(_load(config))
     out.print(case_list(ledger.cases(*(state or ()))))
@@ -105,7 +107,7 @@ def cases(
 @app.command()
 def show(case: CaseArgument, config: ConfigOption = None) -> None:
     """Tell the story of one case: what came, what was decided and why, what was sent, what to do."""
-    from dicomnode.show import case_story
+    from dicomnode.commands.show import case_story
 
     ledger = _ledger(_load(config))
     out.print(case_story(ledger, ledger.find_case(case)))
@@ -159,10 +161,10 @@ def retention(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="list what is due, remove nothing")] = False,
 ) -> None:
     """Remove what [retention] says is due, while no node runs: one does so by itself every minute."""
+    from dicomnode.commands.show import removal_list
     from dicomnode.lock import Lock
+    from dicomnode.reception.spool import Spool
     from dicomnode.retention import Retention
-    from dicomnode.show import removal_list
-    from dicomnode.spool import Spool
 
     settings = _load(config)
     ledger = _ledger(settings)
@@ -197,7 +199,7 @@ def compute(
     """Compute a study from files on disk, without a network: the same numbers as the node's."""
     settings = _load(config, or_default=True)
     compiled_code.find_place(settings.node.data_dir)
-    from dicomnode.folder import compute_folder
+    from dicomnode.commands.folder import compute_folder
 
     log_to_stderr("WARNING")
     compute_folder(folder, to, with_engines(settings, engine) if engine else settings, out)
@@ -227,7 +229,7 @@ def make_kernel(
     from datetime import date
 
     compiled_code.find_place(Config().node.data_dir)
-    from dicomnode.make_kernel import make_kernel as make
+    from dicomnode.commands.make_kernel import make_kernel as make
 
     make(
         nuclide,
@@ -246,7 +248,7 @@ def make_kernel(
 @app.command("hash-password")
 def hash_password() -> None:
     """Ask for a password, or read it from a pipe, and print what stands in config.toml as password_hash."""
-    from dicomnode.identity import hash_password as hashed
+    from dicomnode.network.identity import hash_password as hashed
 
     if sys.stdin.isatty():
         password = typer.prompt("password", hide_input=True, confirmation_prompt=True, err=True)

@@ -24,33 +24,33 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from dicomnode import watchdog
 from dicomnode.assemble import Assembler
-from dicomnode.audit import Audit
+from dicomnode.audit.trail import Audit
 from dicomnode.clock import Jumps
-from dicomnode.commitment import Committer
-from dicomnode.commitment_answer import Answerer
-from dicomnode.commitment_report import ReportService
-from dicomnode.commitment_scp import CommitmentService, OpenAssociations
-from dicomnode.compute import Computer, run
+from dicomnode.commitment.answer import Answerer
+from dicomnode.commitment.ask import Committer
+from dicomnode.commitment.report import ReportService
+from dicomnode.commitment.scp import CommitmentService, OpenAssociations
+from dicomnode.computing.compute import Computer, run
+from dicomnode.computing.executors import executor_for
+from dicomnode.computing.job import Job, Outcome
 from dicomnode.config import Config
 from dicomnode.deliver import Deliverer
 from dicomnode.errors import ConfigurationError, LedgerUnavailable
-from dicomnode.executors import executor_for
 from dicomnode.fetch import Fetcher
-from dicomnode.intake import Intake
-from dicomnode.job import Job, Outcome
 from dicomnode.ledger import Ledger
 from dicomnode.lock import Lock
+from dicomnode.network.receive import Receiver
+from dicomnode.network.service import Service
 from dicomnode.notify import Notifier
 from dicomnode.privacy import FOLDER_MODE, UMASK
 from dicomnode.query.find import FindService
 from dicomnode.query.indexer import Indexer
 from dicomnode.query.retrieve import GetService, MoveService
-from dicomnode.receive import Receiver
+from dicomnode.reception.intake import Intake
+from dicomnode.reception.spool import Spool, sync_folder
+from dicomnode.reception.store import StoreService
 from dicomnode.reload import Reloaded, reloaded
 from dicomnode.retention import Retention
-from dicomnode.service import Service
-from dicomnode.spool import Spool, sync_folder
-from dicomnode.store import StoreService
 from dicomnode.work import Work
 
 log = logging.getLogger(__name__)

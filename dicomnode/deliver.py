@@ -21,15 +21,15 @@ from dataclasses import dataclass
 
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
-from dicomnode.audit import SILENT, Audit, Party
+from dicomnode.audit.trail import SILENT, Audit, Party
 from dicomnode.clock import Jumps
 from dicomnode.config import Config, Peer
 from dicomnode.errors import LedgerUnavailable, NodeError, Transient
 from dicomnode.ledger import Ledger
+from dicomnode.network.send import Answer, Outgoing, Verdict, send
 from dicomnode.patience import Resting, backoff_s, lasts, spread
 from dicomnode.privacy import without_identity
 from dicomnode.records import Attempt, Case, Delivery, Result, Run
-from dicomnode.send import Answer, Outgoing, Verdict, send
 from dicomnode.states import Event, State
 
 CASES_PER_TICK = 4

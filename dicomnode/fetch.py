@@ -29,12 +29,12 @@ from pydicom.uid import (
     SpatialRegistrationStorage,
 )
 
-from dicomnode.audit import SILENT, Audit, Party
+from dicomnode.audit.trail import SILENT, Audit, Party
 from dicomnode.config import Config, Peer
 from dicomnode.errors import LedgerUnavailable, NodeError, Transient
 from dicomnode.ledger import Ledger
 from dicomnode.patience import Resting, backoff_s, lasts, spread
-from dicomnode.query_scu import FoundSeries, Pulled, Source, Store, source
+from dicomnode.query.scu import FoundSeries, Pulled, Source, Store, source
 from dicomnode.records import Case, Held, Want
 
 _CT = frozenset({str(CTImageStorage)})

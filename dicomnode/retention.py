@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dicomnode.audit import SILENT, Audit
+from dicomnode.audit.trail import SILENT, Audit
 from dicomnode.clock import Jumps
 from dicomnode.config import Retention as Settings
 from dicomnode.ledger import Ledger
+from dicomnode.reception.spool import Spool
 from dicomnode.records import Holding, Kept, Removal
-from dicomnode.spool import Spool
 from dicomnode.states import State
 
 log = logging.getLogger(__name__)

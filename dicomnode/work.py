@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dicomnode.intake import Intake
 from dicomnode.ledger import Ledger
 from dicomnode.lock import abandoned
+from dicomnode.reception.intake import Intake
 
 log = logging.getLogger(__name__)
 

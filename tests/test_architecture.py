@@ -12,37 +12,34 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 STAGES = (
-    "receive", "store", "assemble", "compute", "deliver", "commitment",
-    "commitment_answer", "fetch", "notify", "retention",
+    "network.receive", "reception.store", "assemble", "computing.compute", "deliver", "commitment.ask",
+    "commitment.answer", "fetch", "notify", "retention",
+)  # fmt: skip
+
+# The packages of the daemon from the bottom up: each may import those before it, and none after it.
+LAYERS = (
+    "config", "ledger", "audit", "reception", "results", "computing", "network", "commitment", "query",
+    "commands", "conformance", "demo",
 )  # fmt: skip
 
 # Module (or package) prefixes that alone may import a dependency.
 DOORS = {
     "SimpleITK": ("pipeline.grid", "pipeline.learning.nifti"),
-    "sqlalchemy": ("dicomnode.ledger", "dicomnode.schema", "dicomnode.migrations"),
+    "sqlalchemy": ("dicomnode.ledger", "dicomnode.ledger.schema", "dicomnode.migrations"),
     "alembic": ("dicomnode.ledger", "dicomnode.migrations"),
     "apscheduler": ("dicomnode.daemon",),
     "psycopg": ("dicomnode.ledger",),
-    "dask": ("dicomnode.cluster",),
-    "distributed": ("dicomnode.cluster",),
+    "dask": ("dicomnode.computing.cluster",),
+    "distributed": ("dicomnode.computing.cluster",),
     "pynetdicom": (
-        "dicomnode.receive",
-        "dicomnode.admission",
-        "dicomnode.service",
-        "dicomnode.store",
-        "dicomnode.transport",
-        "dicomnode.listener",
-        "dicomnode.messages",
-        "dicomnode.wire",
-        "dicomnode.command_set",
-        "dicomnode.contexts",
-        "dicomnode.defects",
-        "dicomnode.conformance",
-        "dicomnode.send",
-        "dicomnode.query",
+        "dicomnode.network",
         "dicomnode.commitment",
-        "dicomnode.query_scu",
-        "dicomnode.standin_pacs",
+        "dicomnode.query",
+        "dicomnode.reception.store",
+        "dicomnode.reception.defects",
+        "dicomnode.contexts",
+        "dicomnode.conformance",
+        "dicomnode.demo.standin_pacs",
     ),
     "matplotlib": ("dicomnode.demo", "pipeline.learning.figures"),
     "safetensors": ("models.weights",),
@@ -128,6 +125,18 @@ def test_a_dependency_has_one_door(dependency: str) -> None:
 def test_stages_meet_only_in_the_ledger(stage: str) -> None:
     others = {f"dicomnode.{other}" for other in STAGES if other != stage}
     assert not others & set(imported(MODULES[f"dicomnode.{stage}"]))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_package_of_the_daemon_imports_only_what_is_below_it(layer: str) -> None:
+    above = LAYERS[LAYERS.index(layer) + 1 :]
+    package = f"dicomnode.{layer}"
+    for name, tree in MODULES.items():
+        if f"{name}.".startswith(f"{package}."):
+            for target in imported(tree):
+                assert not target.startswith(tuple(f"dicomnode.{other}" for other in above)), (
+                    f"{name} imports {target}"
+                )
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("pipeline.")])

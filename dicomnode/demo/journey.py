@@ -19,10 +19,10 @@ from rich.text import Text
 from dicomnode.demo.node import NodeProcess
 from dicomnode.demo.patient import FULL_SIZE, Size, write_patient
 from dicomnode.demo.received import Results, collect
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.demo.timeline import Timeline, timeline
 from dicomnode.errors import NodeError
-from dicomnode.report_table import report_table
-from dicomnode.standin_pacs import StandinPacs
+from dicomnode.results.report_table import report_table
 from dicomnode.states import State
 from dicomnode.virtual_study import StudyFiles
 from pipeline.ct import read_ct

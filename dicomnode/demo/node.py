@@ -15,11 +15,11 @@ from types import TracebackType
 from pydicom import dcmread
 
 from dicomnode.config import Peer
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import NodeError
 from dicomnode.ledger import Ledger
+from dicomnode.network.send import Answer, Outgoing, Verdict, echo, send
 from dicomnode.records import Case
-from dicomnode.send import Answer, Outgoing, Verdict, echo, send
-from dicomnode.standin_pacs import StandinPacs
 from dicomnode.states import State
 
 NODE_AE, CAMERA_AE = "DICOMNODE", "VIRTUALCAM"

@@ -9,9 +9,9 @@ from sqlalchemy import select, update
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import locked_case, one_case, to_case, to_record
+from dicomnode.ledger.schema import ATTEMPTS, CASES
 from dicomnode.ledger.steps import insert_row, step
 from dicomnode.records import Attempt, Case
-from dicomnode.schema import ATTEMPTS, CASES
 from dicomnode.states import Event, State, allows
 
 

@@ -10,9 +10,9 @@ from sqlalchemy import select, update
 from dicomnode.errors import ConfigurationError
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import latest_run, locked_case, one_case, to_case
+from dicomnode.ledger.schema import CASES, TRANSITIONS
 from dicomnode.ledger.steps import step
 from dicomnode.records import Case, Identity, Transition
-from dicomnode.schema import CASES, TRANSITIONS
 from dicomnode.states import Event, State
 
 

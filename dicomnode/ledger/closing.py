@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import Connection, Select, func, select, update
 
 from dicomnode.ledger.rows import latest_run
+from dicomnode.ledger.schema import CASES, DELIVERIES, RESULTS, RUNS, TRANSITIONS
 from dicomnode.ledger.steps import step
 from dicomnode.records import Case
-from dicomnode.schema import CASES, DELIVERIES, RESULTS, RUNS, TRANSITIONS
 from dicomnode.states import Event, State
 
 

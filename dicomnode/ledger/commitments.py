@@ -11,9 +11,9 @@ from dicomnode.errors import IllegalTransition
 from dicomnode.ledger.closing import close_if_done, outdated_case
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import locked_case, to_case, to_record
+from dicomnode.ledger.schema import CASES, COMMITMENT_ITEMS, COMMITMENTS, DELIVERIES, RESULTS, RUNS
 from dicomnode.ledger.steps import insert_row, step
 from dicomnode.records import Case, Commitment, Uncommitted
-from dicomnode.schema import CASES, COMMITMENT_ITEMS, COMMITMENTS, DELIVERIES, RESULTS, RUNS
 from dicomnode.states import Event, State
 
 # After these a further report would change nothing.

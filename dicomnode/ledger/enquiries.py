@@ -9,9 +9,9 @@ from sqlalchemy import and_, delete, func, insert, select, update
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import IN_CHUNK, locked_case, to_case, to_record
+from dicomnode.ledger.schema import CASES, ENQUIRIES, INSTANCES, QUARANTINE, RESULTS, WANTS
 from dicomnode.ledger.steps import insert_row
 from dicomnode.records import Case, Enquiry, Held, Want
-from dicomnode.schema import CASES, ENQUIRIES, INSTANCES, QUARANTINE, RESULTS, WANTS
 from dicomnode.states import State
 
 

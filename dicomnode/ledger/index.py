@@ -16,8 +16,7 @@ from sqlalchemy import Connection, Select, Table, and_, bindparam, delete, exist
 from dicomnode.attributes import INDEXED, Level
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import IN_CHUNK, latest_run, locked_case
-from dicomnode.records import Instance, Unread
-from dicomnode.schema import (
+from dicomnode.ledger.schema import (
     CASES,
     HELD_CLASSES,
     HELD_INSTANCES,
@@ -27,6 +26,7 @@ from dicomnode.schema import (
     RESULTS,
     RUNS,
 )
+from dicomnode.records import Instance, Unread
 
 Described = Mapping[str, str]
 """An object's attributes by keyword."""

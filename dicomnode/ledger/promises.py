@@ -10,9 +10,9 @@ from sqlalchemy import Row, func, select, update
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import IN_CHUNK
+from dicomnode.ledger.schema import INSTANCES, PROMISES, RESULTS
 from dicomnode.ledger.steps import insert_row
 from dicomnode.records import Promise
-from dicomnode.schema import INSTANCES, PROMISES, RESULTS
 
 
 class Promises(Database):

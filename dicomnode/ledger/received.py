@@ -10,9 +10,9 @@ from sqlalchemy import Connection, and_, insert, select, update
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.index import add_to_index, describe_instance
 from dicomnode.ledger.rows import known, locked_case, to_record, to_row
+from dicomnode.ledger.schema import INSTANCES, QUARANTINE, REMOVED_SERIES, RESULTS
 from dicomnode.ledger.steps import after, case_of, insert_new, receive, step
 from dicomnode.records import Instance, Quarantined
-from dicomnode.schema import INSTANCES, QUARANTINE, REMOVED_SERIES, RESULTS
 from dicomnode.states import Event, State
 
 

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, Row, select
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import to_record
+from dicomnode.ledger.schema import DELIVERIES, RESULTS, RUNS
 from dicomnode.records import NewResult
-from dicomnode.schema import DELIVERIES, RESULTS, RUNS
 
 # Key Object Selection Document Storage; the node writes none but rejection notes.
 NOTE = "1.2.840.10008.5.1.4.1.1.88.59"

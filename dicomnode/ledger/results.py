@@ -14,9 +14,9 @@ from dicomnode.ledger.database import Database
 from dicomnode.ledger.index import show_results
 from dicomnode.ledger.rejections import NOTE
 from dicomnode.ledger.rows import day, latest_run, locked_case, one_case, sent_run, to_record, to_row, to_run
+from dicomnode.ledger.schema import ATTEMPTS, COMMITMENTS, DELIVERIES, RESULTS, RUNS
 from dicomnode.ledger.steps import insert_row, step
 from dicomnode.records import Attempt, Case, Delivery, NewResult, NewRun, Result, Run
-from dicomnode.schema import ATTEMPTS, COMMITMENTS, DELIVERIES, RESULTS, RUNS
 from dicomnode.states import Event, State
 
 

@@ -26,9 +26,7 @@ from sqlalchemy import (
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.index import forget, show_results
 from dicomnode.ledger.rows import IN_CHUNK, locked_case, one_case, to_record
-from dicomnode.ledger.steps import insert_row, step
-from dicomnode.records import Case, Holding, Kept, Removal, RemovedSeries
-from dicomnode.schema import (
+from dicomnode.ledger.schema import (
     CASES,
     DELIVERIES,
     INSTANCES,
@@ -38,6 +36,8 @@ from dicomnode.schema import (
     RESULTS,
     RUNS,
 )
+from dicomnode.ledger.steps import insert_row, step
+from dicomnode.records import Case, Holding, Kept, Removal, RemovedSeries
 from dicomnode.states import Event, State
 
 # What is under way, or waits for a person, is never removed.

@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, func, or_, select
 
 from dicomnode.errors import ConfigurationError
+from dicomnode.ledger.schema import CASES, DELIVERIES, INSTANCES, RESULTS, RUNS
 from dicomnode.records import Case, Identity, NewRun, Run
-from dicomnode.schema import CASES, DELIVERIES, INSTANCES, RESULTS, RUNS
 from dicomnode.states import State
 
 # A batch of parameters that every SQLite build accepts in one IN (...).

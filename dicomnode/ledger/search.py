@@ -40,8 +40,7 @@ from dicomnode.attributes import (
 )
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import IN_CHUNK
-from dicomnode.records import Contents, HeldObject
-from dicomnode.schema import (
+from dicomnode.ledger.schema import (
     HELD_CLASSES,
     HELD_INSTANCES,
     HELD_SERIES,
@@ -49,6 +48,7 @@ from dicomnode.schema import (
     INSTANCES,
     RESULTS,
 )
+from dicomnode.records import Contents, HeldObject
 
 # A patient is what the newest of its studies says.
 _TABLES: dict[Level, Table] = {

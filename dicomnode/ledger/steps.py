@@ -12,8 +12,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from dicomnode.ledger.index import show_results
 from dicomnode.ledger.rows import to_case
+from dicomnode.ledger.schema import ATTEMPTS, CASES, RUNS, TRANSITIONS
 from dicomnode.records import Case, Instance
-from dicomnode.schema import ATTEMPTS, CASES, RUNS, TRANSITIONS
 from dicomnode.states import Event, State, advance
 
 

@@ -8,8 +8,8 @@ from sqlalchemy import select
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import IN_CHUNK
+from dicomnode.ledger.schema import HELD_INSTANCES, HELD_SERIES, HELD_STUDIES, INSTANCES, RESULTS, RUNS
 from dicomnode.records import Belonging, Kept
-from dicomnode.schema import HELD_INSTANCES, HELD_SERIES, HELD_STUDIES, INSTANCES, RESULTS, RUNS
 
 
 class Whose(Database):

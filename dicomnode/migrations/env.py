@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from dicomnode.schema import METADATA
+from dicomnode.ledger.schema import METADATA
 
 connection = context.config.attributes["connection"]
 # SQLite cannot ALTER most things in place: batch mode rebuilds the table.

@@ -12,7 +12,7 @@ from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicomnode.attributes import Level
-from dicomnode.audit import SILENT, Audit, Party
+from dicomnode.audit.trail import SILENT, Audit, Party
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
 from dicomnode.query.answers import Encoder

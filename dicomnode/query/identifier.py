@@ -24,10 +24,10 @@ from dicomnode.attributes import (
     Moment,
     Question,
 )
-from dicomnode.defects import Flawed
-from dicomnode.elements import Encoding, elements
-from dicomnode.header import encodings_of, text_of
 from dicomnode.query.matching import BadKey, condition_below, conditions, is_universal, moments
+from dicomnode.reception.defects import Flawed
+from dicomnode.reception.elements import Encoding, elements
+from dicomnode.reception.header import encodings_of, text_of
 
 # PS3.4 Tables C.4-1, C.4-2, C.4-3.
 OUT_OF_RESOURCES = 0xA700

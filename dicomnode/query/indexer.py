@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from dicomnode.defects import Flawed
-from dicomnode.header import describe_file
 from dicomnode.ledger import Ledger
 from dicomnode.ledger.index import Described
+from dicomnode.reception.defects import Flawed
+from dicomnode.reception.header import describe_file
 from dicomnode.records import Unread
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from dicomnode.attributes import (
     number,
     time_range,
 )
-from dicomnode.header import is_valid_uid
+from dicomnode.reception.header import is_valid_uid
 
 # Which date and time are one moment, where combined matching was negotiated.
 MOMENTS = (

@@ -18,7 +18,7 @@ from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicomnode.header import inflated_bytes
+from dicomnode.reception.header import inflated_bytes
 from dicomnode.records import HeldObject
 
 # Explicit VR keeps the VRs of private attributes.

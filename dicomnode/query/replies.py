@@ -7,9 +7,9 @@ from typing import Any
 from pynetdicom import evt
 from pynetdicom.pdu_primitives import P_DATA
 
-from dicomnode.command_set import c_find_rsp, data_fragments
+from dicomnode.network.command_set import c_find_rsp, data_fragments
+from dicomnode.network.send import LARGEST_PDU_BYTES
 from dicomnode.query.identifier import Refused
-from dicomnode.send import LARGEST_PDU_BYTES
 
 # What a P-DATA-TF holds beside two fragments: lengths, context IDs, control headers (PS3.8 9.3.5).
 _OVERHEAD_BYTES = 12

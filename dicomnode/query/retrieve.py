@@ -18,10 +18,11 @@ from pynetdicom.dimse_primitives import C_GET, C_MOVE
 from pynetdicom.pdu_primitives import MaximumLengthNotification
 from pynetdicom.presentation import PresentationContext, build_context
 
-from dicomnode.audit import SILENT, Audit, Party
+from dicomnode.audit.trail import SILENT, Audit, Party
 from dicomnode.contexts import SOP_CLASSES, transfer_syntaxes
 from dicomnode.errors import LedgerUnavailable, NodeError
 from dicomnode.ledger import Ledger
+from dicomnode.network.send import LARGEST_PDU_BYTES, open_association
 from dicomnode.query.find import SYNTAXES, checked_model
 from dicomnode.query.identifier import (
     DESTINATION_UNKNOWN,
@@ -35,7 +36,6 @@ from dicomnode.query.identifier import (
 from dicomnode.query.objects import FALLBACKS, Files
 from dicomnode.query.suboperations import Progress, Retrieved, Route, perform
 from dicomnode.records import HeldObject
-from dicomnode.send import LARGEST_PDU_BYTES, open_association
 
 if TYPE_CHECKING:
     from dicomnode.config import Peer, Query, Right

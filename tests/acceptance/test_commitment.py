@@ -11,12 +11,12 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage
 
-from dicomnode.commitment import Committer
-from dicomnode.commitment_report import ReportService
+from dicomnode.commitment.ask import Committer
+from dicomnode.commitment.report import ReportService
 from dicomnode.config import Receive, parse
 from dicomnode.deliver import Deliverer
 from dicomnode.ledger import Ledger
-from dicomnode.receive import Receiver
+from dicomnode.network.receive import Receiver
 from dicomnode.records import Delivery
 from dicomnode.states import Event, State
 from tests import small_study

@@ -22,7 +22,7 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from dicomnode.identity import hash_password
+from dicomnode.network.identity import hash_password
 from tests.acceptance.harness import NODE_AE, Node, Orthanc, free_port, listens, until
 from tests.certificates import Authority
 from tests.dicomnode.modality import ct_slice

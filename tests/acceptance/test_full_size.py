@@ -10,8 +10,8 @@ import pydicom
 import pytest
 
 from dicomnode.demo.patient import FULL_SIZE, write_patient
+from dicomnode.results.summary_report import read_table
 from dicomnode.states import Event, State
-from dicomnode.summary_report import read_table
 from tests.acceptance.harness import Node, Orthanc, push
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(600)]

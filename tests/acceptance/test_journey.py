@@ -15,8 +15,8 @@ import SimpleITK as sitk  # noqa: N813
 from numpy.typing import NDArray
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless
 
+from dicomnode.results.summary_report import read_table
 from dicomnode.states import State
-from dicomnode.summary_report import read_table
 from dicomnode.virtual_study import NM_VARIANTS, NmStyle, StudyFiles, recompress, tilted
 from pipeline.simulate.cube import inside_box
 from pipeline.volume import Volume

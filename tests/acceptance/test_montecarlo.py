@@ -9,8 +9,8 @@ from pathlib import Path
 import pydicom
 import pytest
 
+from dicomnode.results.summary_report import read_table
 from dicomnode.states import State
-from dicomnode.summary_report import read_table
 from tests import small_study
 from tests.acceptance.harness import Node, Orthanc, push
 

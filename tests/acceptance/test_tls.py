@@ -13,8 +13,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode.config import Config, Peer, Tls
 from dicomnode.errors import Transient
-from dicomnode.identity import hash_password
-from dicomnode.send import echo
+from dicomnode.network.identity import hash_password
+from dicomnode.network.send import echo
 from dicomnode.states import State
 from tests import small_study
 from tests.acceptance.harness import MODALITY_AE, NODE_AE, Node, Orthanc, free_port, listens, push, until

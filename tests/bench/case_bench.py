@@ -29,8 +29,8 @@ import numpy as np
 from dicomnode.config import Assemble
 from dicomnode.demo.node import NodeProcess
 from dicomnode.demo.patient import FULL_SIZE, write_patient
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.demo.timeline import Timeline, timeline
-from dicomnode.standin_pacs import StandinPacs
 from dicomnode.virtual_study import StudyFiles
 from pipeline import dvk
 from pipeline.body import body_mask

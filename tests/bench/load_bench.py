@@ -27,8 +27,8 @@ from pathlib import Path
 from pydicom import dcmread
 
 from dicomnode.ledger import Ledger
+from dicomnode.reception.spool import split_file
 from dicomnode.records import Case
-from dicomnode.spool import split_file
 from dicomnode.states import State
 from tests.acceptance.harness import NODE_AE, Node, Orthanc, acknowledged, until
 from tests.bench.load_memory import Memory

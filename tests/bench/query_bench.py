@@ -29,9 +29,9 @@ from sqlalchemy import Connection, insert
 
 from dicomnode.attributes import BY_KEYWORD, Level
 from dicomnode.ledger import Ledger
+from dicomnode.ledger.schema import HELD_CLASSES, HELD_INSTANCES, HELD_SERIES, HELD_STUDIES
 from dicomnode.query.answers import Encoder
 from dicomnode.query.identifier import Query, read, to_query
-from dicomnode.schema import HELD_CLASSES, HELD_INSTANCES, HELD_SERIES, HELD_STUDIES
 from tests.bench.machine import machine
 from tests.dicomnode.modality import encoded
 from tests.dicomnode.querier import PATIENT_ROOT, STUDY_ROOT, answering_node, associated, keys

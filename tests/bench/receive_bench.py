@@ -202,11 +202,11 @@ def _running(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]
 def _serve(folder: Path, port: int) -> None:
     """Our receiver as the daemon runs it: spool, ledger, a tick every second."""
     from dicomnode.config import Node, Peer, Receive
-    from dicomnode.intake import Intake
     from dicomnode.ledger import Ledger
-    from dicomnode.receive import Receiver
-    from dicomnode.spool import Spool
-    from dicomnode.store import StoreService
+    from dicomnode.network.receive import Receiver
+    from dicomnode.reception.intake import Intake
+    from dicomnode.reception.spool import Spool
+    from dicomnode.reception.store import StoreService
 
     node = Node(ae_title="NODE", bind="127.0.0.1", port=port, data_dir=folder)
     receive = Receive(max_pdu=MAX_PDU, min_free_gb=0)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 from pydicom import Dataset
 
-from dicomnode.defects import Flawed
 from dicomnode.ledger import Ledger
+from dicomnode.reception.defects import Flawed
+from dicomnode.reception.spool import split_file
 from dicomnode.records import Case
-from dicomnode.spool import split_file
 from dicomnode.states import State
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModelInstance,
 )
 
-from dicomnode.standin_pacs import StandinPacs
+from dicomnode.demo.standin_pacs import StandinPacs
 
 # PS3.4 Table J.3-2, typed again.
 ALL, SOME_FAILED = 1, 2

@@ -19,13 +19,13 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 
-from dicomnode.audit import SILENT, Audit
+from dicomnode.audit.trail import SILENT, Audit
 from dicomnode.config import Node, Peer, Receive, Tls
-from dicomnode.intake import Intake
 from dicomnode.ledger import Ledger
-from dicomnode.receive import Receiver
-from dicomnode.spool import Spool
-from dicomnode.store import StoreService
+from dicomnode.network.receive import Receiver
+from dicomnode.reception.intake import Intake
+from dicomnode.reception.spool import Spool
+from dicomnode.reception.store import StoreService
 
 NOW = 1_700_000_000.0
 ROOMY = 1 << 50

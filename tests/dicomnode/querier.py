@@ -17,11 +17,11 @@ from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 
 from dicomnode.config import Node, Peer, Query, Receive
 from dicomnode.ledger import Ledger
+from dicomnode.network.receive import Receiver
+from dicomnode.network.service import Service
 from dicomnode.query.find import MODELS, FindService
 from dicomnode.query.retrieve import GET_MODELS, MOVE_MODELS, GetService, MoveService
-from dicomnode.receive import Receiver
 from dicomnode.records import Instance
-from dicomnode.service import Service
 from tests.dicomnode.results_on_disk import instance
 
 PATIENT_ROOT, STUDY_ROOT = MODELS

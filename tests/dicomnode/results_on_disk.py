@@ -15,10 +15,10 @@ from pydicom.uid import (
 )
 
 from dicomnode.config import Config, parse
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.ledger import Ledger
+from dicomnode.network.send import Outgoing
 from dicomnode.records import Case, Identity, Instance, NewResult, NewRun
-from dicomnode.send import Outgoing
-from dicomnode.standin_pacs import StandinPacs
 from dicomnode.states import Event
 
 KINDS = {"SEG": SegmentationStorage, "RTDOSE": RTDoseStorage, "SR": Comprehensive3DSRStorage}

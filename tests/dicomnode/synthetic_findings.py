@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydicom import Dataset
 
-from dicomnode.findings import (
+from dicomnode.results.findings import (
     EncodingSettings,
     EngineMap,
     Findings,

@@ -23,12 +23,12 @@ from xml.etree.ElementTree import Element
 import pytest
 from pynetdicom.dsutils import decode
 
-from dicomnode import syslog
-from dicomnode.audit import Audit, Party
-from dicomnode.audit_message import Action
+from dicomnode.audit import syslog
+from dicomnode.audit.message import Action
+from dicomnode.audit.syslog import FileSink, Sender, StreamSink, UdpSink
+from dicomnode.audit.trail import Audit, Party
 from dicomnode.config import Audit as Settings
 from dicomnode.config import Tls
-from dicomnode.syslog import FileSink, Sender, StreamSink, UdpSink
 from tests.certificates import Authority
 from tests.dicomnode.modality import association, ct_slice, encoded, running_node, send
 
@@ -527,7 +527,7 @@ def test_a_full_disk_leaves_no_half_message(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "audit.log"
     FileSink(path).send("head", "whole")
     with monkeypatch.context() as patched:
-        patched.setattr("dicomnode.syslog.open", half_written, raising=False)
+        patched.setattr("dicomnode.audit.syslog.open", half_written, raising=False)
         with pytest.raises(OSError, match="no room"):
             FileSink(path).send("head", "cut short")
     FileSink(path).send("head", "again")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.child import ChildExecutor
+from dicomnode.computing.child import ChildExecutor
 from dicomnode.errors import Rejected, Transient
 
 

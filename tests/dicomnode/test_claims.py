@@ -14,10 +14,10 @@ import pytest
 
 from dicomnode.claims import Claims
 from dicomnode.errors import ConfigurationError
-from dicomnode.intake import Intake
 from dicomnode.ledger import Ledger
 from dicomnode.lock import Lock, abandoned, is_held, running
-from dicomnode.spool import Origin, Spool
+from dicomnode.reception.intake import Intake
+from dicomnode.reception.spool import Origin, Spool
 from tests.dicomnode.modality import ROOMY, ct_slice, encoded
 
 DATA = memoryview(b"data of an object")

@@ -9,7 +9,7 @@ import pytest
 
 from dicomnode.assemble import Assembler
 from dicomnode.clock import Jumps
-from dicomnode.compute import Computer
+from dicomnode.computing.compute import Computer
 from dicomnode.config import Assemble, parse
 from dicomnode.deliver import Deliverer
 from dicomnode.ledger import Ledger

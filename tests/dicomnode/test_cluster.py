@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from dicomnode.child import ChildExecutor
-from dicomnode.compute import Computer
+from dicomnode.computing.child import ChildExecutor
+from dicomnode.computing.compute import Computer
+from dicomnode.computing.executors import executor_for
+from dicomnode.computing.job import Job, Outcome
 from dicomnode.config import Cluster, Config, parse
 from dicomnode.errors import Rejected, Transient, Unavailable
-from dicomnode.executors import executor_for
-from dicomnode.job import Job, Outcome
 from dicomnode.ledger import Ledger
 from dicomnode.records import NewResult
 from dicomnode.states import State
@@ -161,7 +161,7 @@ class RunningCluster:
                 process.wait(60)
 
     def executor(self, **changes: Any) -> Executor:
-        from dicomnode.cluster import ClusterExecutor
+        from dicomnode.computing.cluster import ClusterExecutor
 
         return ClusterExecutor(Cluster.model_validate(self.settings | changes))
 
@@ -272,7 +272,7 @@ def test_a_worker_that_hangs_itself_is_restarted_by_its_nanny(executor: Executor
 def test_another_version_on_a_worker_computes_nothing(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dicomnode.cluster.__version__", "99.0")
+    monkeypatch.setattr("dicomnode.computing.cluster.__version__", "99.0")
     with pytest.raises(Unavailable, match=r"has dicomnode .*, this node 99\.0"):
         executor.submit(square, 1).result(WAIT_S)
 
@@ -362,7 +362,7 @@ def test_the_numbers_are_those_of_this_machine(
     """A real study by the real job: the same objects to the last bit but for their time of day."""
     import pydicom
 
-    from dicomnode.compute import run
+    from dicomnode.computing.compute import run
     from tests import small_study
 
     files = small_study.write(tmp_path / "study")
@@ -424,7 +424,7 @@ def test_over_tls_only_who_has_a_certificate_of_the_cluster_is_served(tmp_path: 
 def test_check_tells_how_many_workers_offer_what_a_job_takes(
     cluster: RunningCluster, executor: Executor, tmp_path: Path
 ) -> None:
-    from dicomnode.check import _cluster
+    from dicomnode.commands.check import _cluster
 
     def finding(**dose: Any) -> tuple[str, str]:
         (found,) = _cluster(cluster.config(tmp_path, **dose), ask=True)
@@ -452,7 +452,7 @@ def test_a_job_whose_node_has_ended_is_killed(
 
 
 def test_a_scheduler_that_is_not_there_is_unavailable_and_named() -> None:
-    from dicomnode.cluster import ClusterExecutor
+    from dicomnode.computing.cluster import ClusterExecutor
 
     settings = Cluster(scheduler="tcp://127.0.0.1:9", connect_timeout_s=1.0)
     with ClusterExecutor(settings) as executor, pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):

@@ -12,13 +12,13 @@ import pytest
 from pydicom import Dataset, dcmread
 from rich.console import Console
 
-from dicomnode.case_job import ALGORITHMS
-from dicomnode.check import Finding, check
+from dicomnode.commands.check import Finding, check
+from dicomnode.commands.folder import compute_folder
+from dicomnode.computing.case_job import ALGORITHMS
+from dicomnode.computing.job import Outcome
 from dicomnode.config import Config, parse
 from dicomnode.errors import ConfigurationError
-from dicomnode.folder import compute_folder
-from dicomnode.job import Outcome
-from dicomnode.summary_report import read_table
+from dicomnode.results.summary_report import read_table
 from dicomnode.virtual_study import StudyFiles
 from models.weights import Manifest
 from pipeline.errors import InputRejected
@@ -171,9 +171,9 @@ def test_a_map_of_an_earlier_run_that_nothing_replaces_is_named(
     study: StudyFiles, both: tuple[Outcome, Path], tmp_path: Path
 ) -> None:
     """The archive still shows the network's map beside the new report, which has none."""
-    from dicomnode.case_job import perform
-    from dicomnode.folder import _headers
-    from dicomnode.job import Job
+    from dicomnode.commands.folder import _headers
+    from dicomnode.computing.case_job import perform
+    from dicomnode.computing.job import Job
     from dicomnode.selection import Preferences, choose
 
     inputs = choose(_headers(study.folder, Console(quiet=True)), Preferences())

@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 
 from dicomnode import __version__
 from dicomnode.__main__ import app, main
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.ledger import Ledger
 from dicomnode.lock import Lock
-from dicomnode.standin_pacs import StandinPacs
 from dicomnode.states import Event, State
 from tests import small_study
 from tests.dicomnode.results_on_disk import encoded_case, instance

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 
-from dicomnode import commitment_wire
 from dicomnode.clock import Jumps
-from dicomnode.commitment import Committer
-from dicomnode.commitment_report import ReportService
+from dicomnode.commitment import wire as commitment_wire
+from dicomnode.commitment.ask import Committer
+from dicomnode.commitment.report import ReportService
 from dicomnode.config import Config, Receive, parse
 from dicomnode.deliver import Deliverer
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import ConfigurationError
 from dicomnode.ledger import Ledger
-from dicomnode.receive import Receiver
+from dicomnode.network.receive import Receiver
 from dicomnode.records import Case, Commitment, Delivery
-from dicomnode.standin_pacs import StandinPacs
 from dicomnode.states import Event, State
 from tests.dicomnode.committing_pacs import ALL, SOME_FAILED, CommittingPacs, report, send_report
 from tests.dicomnode.results_on_disk import compute_again, encoded_case, instance

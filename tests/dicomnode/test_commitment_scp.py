@@ -26,15 +26,15 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 from pynetdicom.transport import ThreadedAssociationServer
 
-from dicomnode.commitment_answer import Answerer
-from dicomnode.commitment_scp import CommitmentService, OpenAssociations
+from dicomnode.commitment.answer import Answerer
+from dicomnode.commitment.scp import CommitmentService, OpenAssociations
 from dicomnode.config import Config, Peer, Receive, parse
-from dicomnode.intake import Intake
 from dicomnode.ledger import Ledger
-from dicomnode.receive import Receiver
+from dicomnode.network.receive import Receiver
+from dicomnode.reception.intake import Intake
+from dicomnode.reception.spool import Spool
+from dicomnode.reception.store import StoreService
 from dicomnode.records import Promise
-from dicomnode.spool import Spool
-from dicomnode.store import StoreService
 from tests.dicomnode.modality import ct_slice, encoded, send
 from tests.dicomnode.results_on_disk import encoded_case
 
@@ -380,7 +380,7 @@ def test_a_request_that_cannot_be_taken_gets_its_status_and_leaves_nothing(
 ) -> None:
     ds = request([(str(CTImageStorage), "1.2.3")])
     make(ds)
-    with caplog.at_level(logging.WARNING, "dicomnode.commitment_scp"):
+    with caplog.at_level(logging.WARNING, "dicomnode.commitment.scp"):
         assert ask(node, ds, **call) == status
     assert "SCANNER is refused" in caplog.text
     assert node.promises() == []
@@ -396,14 +396,14 @@ def test_a_node_that_stops_takes_no_more_requests(node: Node) -> None:
 
 
 def test_more_objects_than_a_study_can_have_are_refused(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicomnode.commitment_message.MOST_OBJECTS", 2)
+    monkeypatch.setattr("dicomnode.commitment.message.MOST_OBJECTS", 2)
     assert ask(node, request([(str(CTImageStorage), f"1.2.{n}") for n in range(3)])) == 0x0213
 
 
 def test_a_peer_that_asks_and_never_listens_is_refused_after_a_while(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dicomnode.commitment_scp.MAX_UNANSWERED", 2)
+    monkeypatch.setattr("dicomnode.commitment.scp.MAX_UNANSWERED", 2)
     objects = stored(node)
     assert [ask(node, request(objects)) for _ in range(3)] == [0x0000, 0x0000, 0x0213]
     assert len(node.ledger.open_promises()) == 2
@@ -411,8 +411,8 @@ def test_a_peer_that_asks_and_never_listens_is_refused_after_a_while(
 
 def test_items_are_counted_before_they_are_read(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an empty item of eight bytes pydicom makes a data set."""
-    monkeypatch.setattr("dicomnode.commitment_message.MOST_OBJECTS", 2)
-    monkeypatch.setattr("dicomnode.commitment_scp.request_of", lambda ds: pytest.fail("it was read"))
+    monkeypatch.setattr("dicomnode.commitment.message.MOST_OBJECTS", 2)
+    monkeypatch.setattr("dicomnode.commitment.scp.request_of", lambda ds: pytest.fail("it was read"))
     ds = request([(str(CTImageStorage), "1.2")])
     ds.OtherPatientIDsSequence = [Dataset()] * 5
     assert ask(node, ds) == 0x0213

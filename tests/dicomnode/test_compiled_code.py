@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode import compiled_code
+from dicomnode.computing import compiled_code
 
 # No account can make a folder there, not even root.
 NOWHERE = "/proc/nowhere"

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from dicomnode import __version__
-from dicomnode.compute import MAX_INTERRUPTIONS, ORPHAN_S, Computer
+from dicomnode.computing.compute import MAX_INTERRUPTIONS, ORPHAN_S, Computer
+from dicomnode.computing.job import Job, Outcome
 from dicomnode.config import Config, parse
 from dicomnode.errors import LedgerUnavailable, Transient, Unavailable
-from dicomnode.job import Job, Outcome
 from dicomnode.ledger import Ledger
 from dicomnode.records import Case, Identity, Inputs, Instance, NewResult, NewRun
 from dicomnode.states import Event, State
@@ -140,7 +140,7 @@ def test_what_a_person_must_not_overlook_stands_in_the_log_with_the_case(
     bench.run = replace(RUN, details_json='{"flags": ["the energy is 3 times DVK\'s"]}')
     bench.answer("RTDOSE")
     computer.tick(2.0)
-    assert ("dicomnode.compute", f"case {case.id}: the energy is 3 times DVK's") in [
+    assert ("dicomnode.computing.compute", f"case {case.id}: the energy is 3 times DVK's") in [
         (r.name, r.getMessage()) for r in caplog.records if r.levelname == "WARNING"
     ]
 

@@ -16,14 +16,14 @@ import pydicom
 import pytest
 from rich.console import Console
 
+from dicomnode.commands.folder import compute_folder
 from dicomnode.config import Config, Peer, parse, with_engines
 from dicomnode.daemon import Daemon, guarded, prepare_data_dir
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import ConfigurationError, LedgerUnavailable
-from dicomnode.folder import compute_folder
-from dicomnode.send import Outgoing, Verdict, send
-from dicomnode.standin_pacs import StandinPacs
+from dicomnode.network.send import Outgoing, Verdict, send
+from dicomnode.results.summary_report import read_table
 from dicomnode.states import Event, State
-from dicomnode.summary_report import read_table
 from dicomnode.virtual_study import StudyFiles
 from pipeline.dose_rate import DoseRate, DoseRequest, Progress, RegionUncertainty
 from pipeline.dvk import dvk_dose_rate

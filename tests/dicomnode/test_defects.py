@@ -18,10 +18,10 @@ from pydicom.uid import (
     RTStructureSetStorage,
 )
 
-from dicomnode.defects import ANSWERS, Defect, Flawed
-from dicomnode.header import inspect, is_valid_uid
-from dicomnode.intake import Intake
-from dicomnode.spool import Spool
+from dicomnode.reception.defects import ANSWERS, Defect, Flawed
+from dicomnode.reception.header import inspect, is_valid_uid
+from dicomnode.reception.intake import Intake
+from dicomnode.reception.spool import Spool
 from tests.dicomnode.modality import association, compressed, ct_slice, encoded, running_node, send, store
 
 # Typed anew: (status, kept) of every defect.

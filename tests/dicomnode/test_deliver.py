@@ -13,12 +13,12 @@ from pydicom.uid import Comprehensive3DSRStorage, RTDoseStorage
 from dicomnode import deliver as deliver_module
 from dicomnode.config import Config, Deliver
 from dicomnode.deliver import Deliverer
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
+from dicomnode.network.send import Outgoing
 from dicomnode.patience import backoff_s, spread
 from dicomnode.records import Case, Delivery
-from dicomnode.send import Outgoing
-from dicomnode.standin_pacs import StandinPacs
 from dicomnode.states import Event, State
 from tests.dicomnode.results_on_disk import compute_again, config_for, encoded_case, instance
 

@@ -17,9 +17,9 @@ from dicomnode.demo import SMALL_SIZE, run
 from dicomnode.demo.node import NodeProcess
 from dicomnode.demo.picture import Plane, colour_scale, legible, telling_plane
 from dicomnode.demo.received import collect, dose_rate_of
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import NodeError
-from dicomnode.standin_pacs import StandinPacs
-from dicomnode.summary_report import read_table
+from dicomnode.results.summary_report import read_table
 from dicomnode.virtual_study import Identity
 from pipeline.errors import InputRejected
 from pipeline.rois import Roi

@@ -14,9 +14,9 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomnode import encode
-from dicomnode.findings import EncodingSettings, Findings, ResultKind
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID
+from dicomnode.results import encode
+from dicomnode.results.findings import EncodingSettings, Findings, ResultKind
 from tests.dicomnode.synthetic_findings import (
     DIRECTIONS,
     NOW,

@@ -10,8 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from dicomnode.commands.evaluate import evaluate_weights, network_methods
 from dicomnode.errors import ConfigurationError
-from dicomnode.evaluate import evaluate_weights, network_methods
 from models import weights
 from models.dblurdosenet import build
 from pipeline.errors import InputRejected

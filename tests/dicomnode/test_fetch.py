@@ -22,14 +22,14 @@ from pydicom.uid import (
 )
 from pynetdicom import evt
 
-from dicomnode import query_scu
 from dicomnode.assemble import Assembler
 from dicomnode.config import Assemble, Config, parse
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import ConfigurationError
 from dicomnode.fetch import PULLED, Fetcher
 from dicomnode.ledger import Ledger
+from dicomnode.query import scu as query_scu
 from dicomnode.records import Case, Enquiry, Instance, Quarantined
-from dicomnode.standin_pacs import StandinPacs
 from dicomnode.states import Event, State
 from dicomnode.virtual_study import StudyFiles
 from tests import small_study

@@ -20,7 +20,7 @@ import pytest
 from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid
 
 from dicomnode.contexts import SOP_CLASSES
-from dicomnode.listener import MAX_WAITING
+from dicomnode.network.listener import MAX_WAITING
 from tests.acceptance.harness import until
 from tests.certificates import Authority
 from tests.dicomnode.modality import Running, ct_slice, encoded, running_node

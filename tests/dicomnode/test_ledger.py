@@ -16,8 +16,8 @@ from sqlalchemy import Engine, create_engine, inspect, text
 
 from dicomnode.errors import ConfigurationError, IllegalTransition, LedgerUnavailable, NodeError
 from dicomnode.ledger import Ledger
+from dicomnode.ledger.schema import METADATA
 from dicomnode.records import Attempt, Case, Identity, Instance, NewResult, Quarantined, Run
-from dicomnode.schema import METADATA
 from dicomnode.states import Event, State
 from tests.dicomnode.results_on_disk import instance, run_of
 from tests.postgres import PostgresServer

@@ -15,8 +15,8 @@ from numpy.testing import assert_allclose
 from pydicom import Dataset, dcmread
 from rich.console import Console
 
+from dicomnode.commands.make_phantom import make_phantom
 from dicomnode.errors import ConfigurationError
-from dicomnode.make_phantom import make_phantom
 from dicomnode.virtual_study import CtStyle, Identity, Injection, Study, StudyFiles, write_ct, write_study
 from pipeline.errors import InputRejected
 from pipeline.learning import scene as scenes

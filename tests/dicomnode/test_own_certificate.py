@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from dicomnode.commands.own_certificate import Remark, remarks
 from dicomnode.config import Config
-from dicomnode.own_certificate import Remark, remarks
 from tests.certificates import Authority, Pair
 
 NOW = time.time()

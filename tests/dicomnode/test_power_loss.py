@@ -19,13 +19,13 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from dicomnode.compute import Computer
+from dicomnode.computing.compute import Computer
 from dicomnode.config import Config, parse
 from dicomnode.daemon import Daemon, prepare_data_dir
-from dicomnode.intake import Intake
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.ledger import Ledger
-from dicomnode.spool import Spool, split_file
-from dicomnode.standin_pacs import StandinPacs
+from dicomnode.reception.intake import Intake
+from dicomnode.reception.spool import Spool, split_file
 from dicomnode.states import State
 from dicomnode.virtual_study import StudyFiles
 from pipeline.volume import Grid

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode import encode
 from dicomnode.assemble import Assembler
-from dicomnode.check import check
+from dicomnode.commands.check import check
 from dicomnode.config import Assemble, parse
 from dicomnode.daemon import prepare_data_dir
 from dicomnode.errors import Rejected
 from dicomnode.ledger import Ledger
 from dicomnode.lock import Lock
 from dicomnode.privacy import FILE_MODE, FOLDER_MODE, UMASK, is_open_to_others, without_identity
+from dicomnode.reception.spool import Note, Origin, Spool
 from dicomnode.records import Identity
-from dicomnode.spool import Note, Origin, Spool
+from dicomnode.results import encode
 from tests.dicomnode.modality import ct_slice, encoded
 from tests.dicomnode.results_on_disk import instance
 from tests.dicomnode.synthetic_findings import NOW, SETTINGS, STUDY, findings

@@ -297,7 +297,7 @@ def test_a_cancelled_query_ends_with_cancel(tmp_path: Path, monkeypatch: pytest.
 
 def heard_cancels(monkeypatch: pytest.MonkeyPatch, arrived: threading.Event) -> list[bool]:
     """Tell the gate when the node has heard of the C-CANCEL."""
-    from dicomnode.messages import DIMSE
+    from dicomnode.network.messages import DIMSE
 
     heard: list[bool] = []
     before = DIMSE.receive_primitive

@@ -13,15 +13,15 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 from sqlalchemy import text
 
 from dicomnode.attributes import INDEXED, UNIQUE_KEY, AnyOf, Condition, Level, Like, Question
-from dicomnode.header import inspect
-from dicomnode.intake import instance_of
 from dicomnode.ledger import Ledger
 from dicomnode.ledger.index import describe_instance
 from dicomnode.ledger.search import matching
 from dicomnode.query import indexer as indexer_module
 from dicomnode.query.indexer import Indexer
+from dicomnode.reception.header import inspect
+from dicomnode.reception.intake import instance_of
+from dicomnode.reception.spool import Origin, Spool
 from dicomnode.records import Case, Contents, Identity, NewResult
-from dicomnode.spool import Origin, Spool
 from dicomnode.states import Event, State
 from tests.dicomnode.modality import NOW, ct_slice, encoded
 from tests.dicomnode.querier import described

@@ -27,14 +27,14 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.presentation import build_context
 
 from dicomnode.config import Peer
-from dicomnode.header import inspect
-from dicomnode.intake import instance_of
-from dicomnode.messages import DIMSE
+from dicomnode.demo.standin_pacs import StandinPacs
+from dicomnode.network.messages import DIMSE
 from dicomnode.query.objects import Files, Unsendable
 from dicomnode.query.retrieve import GET_MODELS, MOVE_MODELS, MoveService
+from dicomnode.reception.header import inspect
+from dicomnode.reception.intake import instance_of
+from dicomnode.reception.spool import Origin, Spool
 from dicomnode.records import HeldObject, Instance
-from dicomnode.spool import Origin, Spool
-from dicomnode.standin_pacs import StandinPacs
 from tests.dicomnode.modality import NOW, compressed, ct_slice, encoded
 from tests.dicomnode.querier import NODE_AE, QUERIER_AE, Running, answering_node, associated, keys
 

@@ -27,12 +27,12 @@ from pydicom.uid import (
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from dicomnode import conformance
+from dicomnode.commands.terminal import log_to_stderr
+from dicomnode.conformance import page as conformance
 from dicomnode.contexts import COMPRESSED, SOP_CLASSES, transfer_syntaxes
-from dicomnode.intake import Intake
-from dicomnode.spool import Spool
+from dicomnode.reception.intake import Intake
+from dicomnode.reception.spool import Spool
 from dicomnode.states import Event, State
-from dicomnode.terminal import log_to_stderr
 from tests.dicomnode.modality import (
     NOW,
     association,
@@ -382,7 +382,7 @@ def test_stop_lets_a_running_object_finish_and_refuses_the_next(
 
 def test_the_listening_process_stays_small() -> None:
     """Neither torch nor the libraries of the computation come in by the back door."""
-    code = "import sys, dicomnode.receive, dicomnode.intake; print(*sys.modules)"
+    code = "import sys, dicomnode.network.receive, dicomnode.reception.intake; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     loaded = {name.partition(".")[0] for name in modules.stdout.split()}
     assert not loaded & {"torch", "scipy", "highdicom", "SimpleITK", "matplotlib", "skimage"}

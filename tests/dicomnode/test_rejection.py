@@ -13,13 +13,13 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, KeyObjectSelectionDocumentStorage, RTDoseStorage
 
-from dicomnode import encode
 from dicomnode.config import Config, parse
 from dicomnode.deliver import Deliverer
-from dicomnode.findings import Findings, InstanceReference, Predecessor, ResultKind
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.ledger import Ledger
 from dicomnode.records import Case, Identity, NewResult
-from dicomnode.standin_pacs import StandinPacs
+from dicomnode.results import encode
+from dicomnode.results.findings import Findings, InstanceReference, Predecessor, ResultKind
 from dicomnode.states import Event, State
 from tests.dicomnode.results_on_disk import instance, run_of, write_object
 from tests.dicomnode.synthetic_findings import NOW, SETTINGS, STUDY, ct_headers, findings

@@ -10,10 +10,10 @@ import pytest
 
 from dicomnode.config import Config, parse
 from dicomnode.daemon import Daemon
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import ConfigurationError
+from dicomnode.network.send import Verdict
 from dicomnode.reload import reloaded
-from dicomnode.send import Verdict
-from dicomnode.standin_pacs import StandinPacs
 from dicomnode.states import State
 from tests import small_study
 from tests.dicomnode.test_daemon import Clock, HereAndNow, free_port, push, run_to_the_end

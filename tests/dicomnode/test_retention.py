@@ -15,16 +15,16 @@ from rich.console import Console
 
 from dicomnode.assemble import Assembler
 from dicomnode.clock import Jumps
+from dicomnode.commands.show import case_story, removal_list
 from dicomnode.config import Assemble
 from dicomnode.config import Retention as Settings
 from dicomnode.errors import NodeError
-from dicomnode.header import inspect
-from dicomnode.intake import Intake, instance_of
 from dicomnode.ledger import Ledger
+from dicomnode.reception.header import inspect
+from dicomnode.reception.intake import Intake, instance_of
+from dicomnode.reception.spool import Note, Origin, Spool
 from dicomnode.records import Case, NewResult, Quarantined
 from dicomnode.retention import CASES_PER_TICK, DAY_S, Planned, Retention
-from dicomnode.show import case_story, removal_list
-from dicomnode.spool import Note, Origin, Spool
 from dicomnode.states import Event, State
 from dicomnode.virtual_study import StudyFiles
 from tests import small_study
@@ -417,7 +417,7 @@ def crash_before(store: Store, monkeypatch: pytest.MonkeyPatch, step: int) -> No
         monkeypatch.setattr(store.ledger, name, counted(getattr(store.ledger, name)))
     for name in ("unlink", "rmdir"):
         monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
-    monkeypatch.setattr("dicomnode.spool.sync_folder", counted(lambda folder: None))
+    monkeypatch.setattr("dicomnode.reception.spool.sync_folder", counted(lambda folder: None))
 
 
 # remove_inputs, 2 x unlink, rmdir, sync, gone; remove_results, 3 x unlink, 2 x rmdir, sync, gone.

@@ -8,15 +8,15 @@ import pytest
 from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
 from pynetdicom.dsutils import encode
 
-from dicomnode.commitment_message import PUSH_MODEL, PUSH_MODEL_INSTANCE
-from dicomnode.commitment_report import ReportService
-from dicomnode.commitment_scp import CommitmentService, OpenAssociations
+from dicomnode.commitment.message import PUSH_MODEL, PUSH_MODEL_INSTANCE
+from dicomnode.commitment.report import ReportService
+from dicomnode.commitment.scp import CommitmentService, OpenAssociations
 from dicomnode.config import Node, Peer, Query, Receive
 from dicomnode.contexts import VERIFICATION
 from dicomnode.ledger import Ledger
+from dicomnode.network.receive import Receiver
 from dicomnode.query.find import MODELS, FindService
 from dicomnode.query.retrieve import GET_MODELS, MOVE_MODELS, GetService, MoveService
-from dicomnode.receive import Receiver
 from tests.dicomnode.querier import keys
 from tests.dicomnode.raw_peer import ASSOCIATE_AC, RawPeer, command, element, uid
 

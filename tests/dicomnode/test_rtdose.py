@@ -11,9 +11,9 @@ import pytest
 import SimpleITK
 from pydicom.uid import RTDoseStorage
 
-from dicomnode import rtdose
-from dicomnode.findings import EncodingSettings, Findings, ResultKind
-from dicomnode.result_header import ResultIdentity
+from dicomnode.results import rtdose
+from dicomnode.results.findings import EncodingSettings, Findings, ResultKind
+from dicomnode.results.header import ResultIdentity
 from pipeline.dose_rate import WeightsUsed
 from pipeline.errors import InputRejected
 from pipeline.volume import Grid, Volume

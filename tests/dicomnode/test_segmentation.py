@@ -10,9 +10,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from dicomnode import segmentation
-from dicomnode.findings import Findings, RoiFindings
-from dicomnode.result_header import ResultIdentity
+from dicomnode.results import segmentation
+from dicomnode.results.findings import Findings, RoiFindings
+from dicomnode.results.header import ResultIdentity
 from pipeline.errors import InputRejected
 from pipeline.histogram import RegionKind
 from tests.dicomnode.synthetic_findings import DIRECTIONS, FRAME, NOW, SETTINGS, ct_headers, findings

@@ -14,12 +14,12 @@ from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.pdu import P_DATA_TF
 
-from dicomnode import send as send_module
 from dicomnode.config import Peer
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import NodeError, Transient
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID
-from dicomnode.send import Answer, Outgoing, Verdict, echo, send
-from dicomnode.standin_pacs import StandinPacs
+from dicomnode.network import send as send_module
+from dicomnode.network.send import Answer, Outgoing, Verdict, echo, send
 from tests.dicomnode.results_on_disk import write_object
 
 TIMEOUT_S = 5.0

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from dicomnode.defects import Defect, Flawed
 from dicomnode.errors import LedgerUnavailable
-from dicomnode.intake import Intake
 from dicomnode.ledger import Ledger
-from dicomnode.spool import Origin, Spool, split_file
+from dicomnode.reception.defects import Defect, Flawed
+from dicomnode.reception.intake import Intake
+from dicomnode.reception.spool import Origin, Spool, split_file
 from tests.dicomnode.modality import NOW, ROOMY, ct_slice, encoded, running_node, store
 
 DATA = memoryview(b"data of an object")

@@ -9,9 +9,9 @@ from pydicom import dcmread
 from pydicom.uid import RTDoseStorage
 
 from dicomnode.config import Peer
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import Transient
-from dicomnode.send import Answer, Outgoing, Verdict, echo, send
-from dicomnode.standin_pacs import StandinPacs
+from dicomnode.network.send import Answer, Outgoing, Verdict, echo, send
 from tests.dicomnode.results_on_disk import write_object
 
 

@@ -21,11 +21,11 @@ from pydicom.uid import (
 )
 from rich.console import Console
 
-from dicomnode import summary_report, vocabulary
-from dicomnode.findings import EncodingSettings, Findings, InstanceReference, ResultKind
-from dicomnode.report_table import report_table
-from dicomnode.result_header import ResultIdentity
-from dicomnode.summary_report import WrittenResults, read_table
+from dicomnode.results import summary_report, vocabulary
+from dicomnode.results.findings import EncodingSettings, Findings, InstanceReference, ResultKind
+from dicomnode.results.header import ResultIdentity
+from dicomnode.results.report_table import report_table
+from dicomnode.results.summary_report import WrittenResults, read_table
 from pipeline.dose_rate import WeightsUsed
 from pipeline.errors import InputRejected
 from tests.dicomnode.synthetic_findings import (

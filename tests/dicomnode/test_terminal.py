@@ -7,10 +7,10 @@ import sys
 
 SCRIPT = """
 import logging
-from dicomnode.terminal import log_to_stderr
+from dicomnode.commands.terminal import log_to_stderr
 log_to_stderr("INFO")
 ae_title = "A\\n2026-01-01 INFO dicomnode: all is well\\x1b[2J\\u2028"
-logging.getLogger("dicomnode.transport").warning("%s called", ae_title)
+logging.getLogger("dicomnode.network.transport").warning("%s called", ae_title)
 logging.getLogger("pynetdicom.dimse").error("KeyError")
 logging.getLogger("pynetdicom.events").error("a handler of ours failed")
 """

@@ -21,9 +21,15 @@ from pynetdicom.pdu_primitives import UserIdentityNegotiation
 
 from dicomnode.config import Config, Peer, Tls
 from dicomnode.errors import ConfigurationError, Transient
-from dicomnode.identity import MAX_WAITING, IdentityCheck, Offered, hash_password
-from dicomnode.send import AssociationRefused, echo
-from dicomnode.tls import TLS_1_2_CIPHERS, ServerCertificates, TlsConnection, client_context, server_context
+from dicomnode.network.identity import MAX_WAITING, IdentityCheck, Offered, hash_password
+from dicomnode.network.send import AssociationRefused, echo
+from dicomnode.tls import (
+    TLS_1_2_CIPHERS,
+    ServerCertificates,
+    TlsConnection,
+    client_context,
+    server_context,
+)
 from tests.certificates import Authority, Pair
 from tests.dicomnode.modality import ct_slice, encoded, running_node, send
 
@@ -182,7 +188,7 @@ def test_who_shows_no_certificate_or_another_authoritys_gets_no_association(
             assert assoc.is_established
         with calling(port, None) as assoc:
             assert not assoc.is_established
-    lines = [r.getMessage() for r in caplog.records if r.name == "dicomnode.listener"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "dicomnode.network.listener"]
     assert lines.pop() == "127.0.0.1: no TLS connection: WRONG_VERSION_NUMBER"
     assert len(lines) == 2
     assert "127.0.0.1: no TLS connection: " in lines[0]
@@ -392,7 +398,7 @@ def test_a_flood_of_passwords_does_not_wait_in_line(monkeypatch: pytest.MonkeyPa
         assert go_on.wait(20)
         return b""
 
-    monkeypatch.setattr("dicomnode.identity._scrypt", slow)
+    monkeypatch.setattr("dicomnode.network.identity._scrypt", slow)
     with ThreadPoolExecutor(MAX_WAITING) as pool:
         waiting = [pool.submit(check.refusal, peer, wrong) for _ in range(MAX_WAITING)]
         assert all(asked.acquire(timeout=20) for _ in waiting)

@@ -9,8 +9,8 @@ import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom.sop_class import Verification
 
-from dicomnode import transport
-from dicomnode.command_set import c_store_rq
+from dicomnode.network import transport
+from dicomnode.network.command_set import c_store_rq
 from tests.dicomnode.modality import association, ct_slice, encoded, running_node, send, store
 
 CLASS, INSTANCE = b"1.2.840.10008.5.1.4.1.1.2\0", b"1.2.3.4\0"

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from dicomnode.errors import LedgerUnavailable
-from dicomnode.intake import Intake
 from dicomnode.ledger import Ledger
+from dicomnode.reception.intake import Intake
 from dicomnode.work import LOOK_EVERY_S, Work
 
 

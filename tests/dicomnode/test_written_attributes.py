@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from pydicom import Dataset, dcmread
 
-from dicomnode import encode
-from dicomnode.findings import InstanceReference, Predecessor, ResultKind
-from dicomnode.result_header import _PATIENT_AND_STUDY
-from dicomnode.written_attributes import ALWAYS, MAY_BE_EMPTY, NOT_ALWAYS, OBJECTS, WRITTEN
+from dicomnode.conformance.attributes import ALWAYS, MAY_BE_EMPTY, NOT_ALWAYS, OBJECTS, WRITTEN
+from dicomnode.results import encode
+from dicomnode.results.findings import InstanceReference, Predecessor, ResultKind
+from dicomnode.results.header import _PATIENT_AND_STUDY
 from tests.dicomnode.synthetic_findings import NOW, SETTINGS, STUDY, ct_headers, findings
 
 NAMES = {"SEG": "SEG", "RTDOSE": "RTDOSE", "OT": "PM", "SR": "SR", "KO": "KO"}

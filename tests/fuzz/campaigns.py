@@ -23,11 +23,11 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicomnode.defects import Flawed
-from dicomnode.header import describe, inspect, study_instance_uid
 from dicomnode.ledger import Ledger
 from dicomnode.query.identifier import Refused, read, to_query, to_retrieval
-from dicomnode.spool import Note, Origin, Spool, split_file
+from dicomnode.reception.defects import Flawed
+from dicomnode.reception.header import describe, inspect, study_instance_uid
+from dicomnode.reception.spool import Note, Origin, Spool, split_file
 from tests.dicomnode.modality import compressed, ct_slice, encoded
 from tests.fuzz import mutations
 from tests.fuzz.target import HANG_S, Failure, Target

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from dicomnode.convert_weights import convert as convert_command
+from dicomnode.commands.convert_weights import convert as convert_command
 from dicomnode.errors import ConfigurationError
 from models import weights
 from models.errors import ModelRejected

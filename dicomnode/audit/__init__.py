@@ -1,0 +1,1 @@
+"""Who did what with whose data (PS3.15 A.5)."""

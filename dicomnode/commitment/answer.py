@@ -1,0 +1,157 @@
+"""The stage that keeps the node's word: what peers asked it to commit to is looked at, and they are told.
+
+An object is committed to when it is whole on disk and of the class that was asked about (PS3.4 J.3.3). The
+report goes over the association of the request while its requestor keeps that open, otherwise over one of
+our own to the peer's host and port, with roles reversed; again with pauses that double, across restarts,
+until it is taken or `[commitment] report_for_h` is over.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+
+from pydicom.dataset import Dataset
+
+from dicomnode.clock import Jumps
+from dicomnode.commitment.message import EventType, FailureReason, Request, report_to_dataset
+from dicomnode.commitment.scp import OpenAssociations
+from dicomnode.commitment.wire import tell, tell_over
+from dicomnode.config import Config, Peer
+from dicomnode.errors import LedgerUnavailable, NodeError, Transient
+from dicomnode.ledger import Ledger
+from dicomnode.patience import Resting, backoff_s, lasts, spread
+from dicomnode.records import Promise
+
+# A requestor that wants the report over another association releases this one at once.
+RELEASES_WITHIN_S = 1.0
+REPORTS_PER_TICK = 16
+
+log = logging.getLogger(__name__)
+
+
+class Answerer:
+    """Tells who asked. One thread calls `tick`; `stop` may come from another.
+
+    jumps: by how much the clock was set ahead; None: it is never set.
+    """
+
+    def __init__(
+        self, config: Config, ledger: Ledger, associations: OpenAssociations, jumps: Jumps | None = None
+    ) -> None:
+        self._jumps = jumps or Jumps(steady=None)
+        self._settings = config.commitment
+        self._deliver = config.deliver
+        self._data_dir = config.node.data_dir
+        self._our_ae_title = config.node.ae_title
+        self._peers = {peer.ae_title.strip(): peer for peer in config.peers}
+        self._ledger = ledger
+        self._associations = associations
+        self._resting = Resting(config.deliver)
+        self._stopping = threading.Event()
+
+    def tick(self, now: float) -> None:
+        """Tell those who are due, the oldest first, a few at a time."""
+        told = 0
+        for promise in self._ledger.open_promises():
+            if self._stopping.is_set() or told == REPORTS_PER_TICK:
+                return
+            if self._is_due(promise, now):
+                self._answer(promise, now)
+                told += 1
+
+    def stop(self) -> None:
+        """Tell nobody more."""
+        self._stopping.set()
+
+    def _is_due(self, promise: Promise, now: float) -> bool:
+        if lasts(promise.asked_at + RELEASES_WITHIN_S, now, RELEASES_WITHIN_S):
+            return False
+        paused = lasts(promise.next_attempt_at, now, self._deliver.max_retry_s)
+        return not paused and not self._resting.rests(promise.peer, now)
+
+    def _answer(self, promise: Promise, now: float) -> None:
+        request = Request(promise.transaction_uid, promise.objects)
+        failed = self._failures(request)
+        event, report = report_to_dataset(request, failed, self._our_ae_title)
+        try:
+            if not self._tell_at_once(promise, event, report):
+                tell(self._peer(promise), self._our_ae_title, self._deliver.timeout_s, event, report)
+        except LedgerUnavailable:
+            raise
+        except NodeError as error:
+            self._not_told(promise, error, now)
+        except Exception as error:  # the worker's loop: those who asked later are not to wait for this one
+            log.exception("telling %s of storage commitment broke", promise.peer)
+            self._not_told(promise, NodeError(f"telling {promise.peer} broke: {error!r}"), now)
+        else:
+            self._resting.wake(promise.peer)
+            self._ledger.told(promise.id, now)
+            self._say(promise, failed)
+
+    def _tell_at_once(self, promise: Promise, event: EventType, report: Dataset) -> bool:
+        """Over the association of the request. returns: False when it is no more."""
+        association = self._associations.take(promise.id)
+        if association is None:
+            return False
+        try:
+            tell_over(association, promise.peer, event, report)
+        except Transient as error:
+            log.info("%s did not wait for the report: %s", promise.peer, error)
+            return False
+        return True
+
+    def _failures(self, request: Request) -> dict[str, FailureReason]:
+        """SOP Instance UIDs that the node does not take responsibility for, and why."""
+        kept = self._ledger.kept([instance for _, instance in request.objects])
+        reasons = {
+            instance: self._failure(kept.get(instance), sop_class) for sop_class, instance in request.objects
+        }
+        return {instance: reason for instance, reason in reasons.items() if reason is not None}
+
+    def _failure(self, kept: tuple[str, str, int] | None, sop_class_uid: str) -> FailureReason | None:
+        if kept is None:
+            return FailureReason.NO_SUCH_OBJECT_INSTANCE
+        actual_class_uid, path, size_bytes = kept
+        if actual_class_uid != sop_class_uid:
+            return FailureReason.CLASS_INSTANCE_CONFLICT
+        try:
+            found_bytes = (self._data_dir / path).stat().st_size
+        except FileNotFoundError:
+            return FailureReason.NO_SUCH_OBJECT_INSTANCE
+        except OSError as error:
+            log.error("%s cannot be looked at: %s", path, error)
+            return FailureReason.PROCESSING_FAILURE
+        if found_bytes != size_bytes:
+            log.error("%s has %d bytes; %d were received", path, found_bytes, size_bytes)
+            return FailureReason.PROCESSING_FAILURE
+        return None
+
+    def _peer(self, promise: Promise) -> Peer:
+        peer = self._peers.get(promise.peer)
+        if peer is None:
+            raise NodeError(
+                f"{promise.peer} asked for storage commitment and has no [[peers]] entry any more"
+            )
+        return peer
+
+    def _not_told(self, promise: Promise, error: NodeError, now: float) -> None:
+        limit_s = self._settings.report_for_h * 3600
+        if now - promise.asked_at - self._jumps.ahead_s(now) >= limit_s:
+            self._ledger.given_up(promise.id, now, error.reason)
+            log.error(
+                "%s was not told of storage commitment transaction %s within %g h and will not be: %s",
+                promise.peer, promise.transaction_uid, self._settings.report_for_h, error,
+            )  # fmt: skip
+            return
+        pause_s = backoff_s(promise.tries + 1, self._deliver, spread(promise.id))
+        self._ledger.not_told(promise.id, error.reason, now + pause_s)
+        self._resting.rest(promise.peer, error.reason, now)
+
+    @staticmethod
+    def _say(promise: Promise, failed: Mapping[str, FailureReason]) -> None:
+        text = "".join(f"; not to {uid}: {reason.name}" for uid, reason in list(failed.items())[:10])
+        level = logging.WARNING if failed else logging.INFO
+        count = len(promise.objects) - len(failed)
+        log.log(level, "%s was told that we commit to %d object(s)%s", promise.peer, count, text)

@@ -1,0 +1,149 @@
+"""Storage commitment that peers ask of us: N-ACTION → ledger → status (PS3.4 Annex J, as SCP).
+
+The request is put into the ledger and answered; `commitment_answer` looks at the objects and reports. To
+commit is to say that an object is durable here and that retention alone will remove it: docs/conformance.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from pydicom.dataset import Dataset
+from pynetdicom import evt
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext, build_context
+
+from dicomnode.commitment.message import (
+    PUSH_MODEL,
+    PUSH_MODEL_INSTANCE,
+    PUSH_MODEL_SYNTAXES,
+    REQUEST_STORAGE_COMMITMENT,
+    Malformed,
+    Request,
+    request_of,
+    require_few_items,
+)
+from dicomnode.errors import LedgerUnavailable
+from dicomnode.ledger import Ledger
+
+if TYPE_CHECKING:
+    from dicomnode.config import AnyRight, Peer
+
+log = logging.getLogger(__name__)
+
+_SUCCESS = 0x0000
+_NO_SUCH_INSTANCE = 0x0112
+_NO_SUCH_ACTION = 0x0123
+_NOT_AUTHORIZED = 0x0124
+_RESOURCE_LIMITATION = 0x0213
+
+
+class OpenAssociations:
+    """Associations over which was asked and that may still be open, by the number of the promise."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._associations: dict[int, Association] = {}
+
+    def put(self, promise_id: int, association: Association) -> None:
+        """Asked over this one."""
+        with self._lock:
+            self._associations = {n: a for n, a in self._associations.items() if a.is_established}
+            self._associations[promise_id] = association
+
+    def take(self, promise_id: int) -> Association | None:
+        """The association, if its requestor keeps it open. It is given out once."""
+        with self._lock:
+            association = self._associations.pop(promise_id, None)
+        return association if association is not None and association.is_established else None
+
+
+# Of one peer: a modality asks once for a study; more is a peer that asks and never listens.
+MAX_UNANSWERED = 1000
+
+
+class CommitmentService:
+    """The Storage Commitment SCP.
+
+    flush: tells the ledger of what was received before it is asked about. clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        peers: Sequence[Peer],
+        ledger: Ledger,
+        flush: Callable[[float], object],
+        associations: OpenAssociations,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._peers = {peer.ae_title.strip(): peer for peer in peers}
+        self._ledger = ledger
+        self._flush = flush
+        self._associations = associations
+        self._clock = clock
+        self._stopping = False
+
+    @property
+    def right(self) -> AnyRight:
+        """What `config.Peer.rights` must hold."""
+        return "commit"
+
+    def contexts(self) -> list[PresentationContext]:
+        """The peer is the SCU; it may propose to be no SCP."""
+        context = build_context(PUSH_MODEL, PUSH_MODEL_SYNTAXES)
+        context.scu_role, context.scp_role = True, False
+        return [context]
+
+    def handlers(self) -> list[evt.EventHandlerType]:
+        """N-ACTION."""
+        return [(evt.EVT_N_ACTION, self._on_action)]
+
+    def stop(self) -> None:
+        """Requests that come from now on are refused."""
+        self._stopping = True
+
+    def _on_action(self, event: evt.Event) -> tuple[int, Dataset | None]:
+        """Answer one request. returns: status, no Action Reply."""
+        ae_title = event.assoc.requestor.ae_title.strip()
+        try:
+            request = self._read(event, ae_title)
+            if self._ledger.unanswered(ae_title) >= MAX_UNANSWERED:
+                raise Malformed(
+                    f"{MAX_UNANSWERED} of its requests wait to be reported on", _RESOURCE_LIMITATION
+                )
+            # What was acknowledged a moment ago is durable, but the ledger may not have heard of it.
+            now = self._clock()
+            self._flush(now)
+            number, is_new = self._ledger.promise(ae_title, request.transaction_uid, request.objects, now)
+        except Malformed as flaw:
+            log.warning("a storage commitment request of %s is refused: %s", ae_title, flaw.reason)
+            return flaw.status, None
+        except LedgerUnavailable as error:
+            log.error("a storage commitment request of %s could not be recorded: %s", ae_title, error)
+            return _RESOURCE_LIMITATION, None
+        self._associations.put(number, event.assoc)
+        again = "" if is_new else " once more"
+        log.info("%s asks%s to commit to %d object(s)", ae_title, again, len(request.objects))
+        return _SUCCESS, None
+
+    def _read(self, event: evt.Event, ae_title: str) -> Request:
+        command = cast(Any, event.request)
+        peer = self._peers.get(ae_title)
+        if peer is None or "commit" not in peer.may:
+            raise Malformed('its [[peers]] entry does not hold "commit"', _NOT_AUTHORIZED)
+        if self._stopping:
+            raise Malformed("the node is stopping", _RESOURCE_LIMITATION)
+        if command.RequestedSOPInstanceUID != PUSH_MODEL_INSTANCE:
+            raise Malformed(f"{command.RequestedSOPInstanceUID} is no SOP instance of it", _NO_SUCH_INSTANCE)
+        if event.action_type != REQUEST_STORAGE_COMMITMENT:
+            raise Malformed(f"action type {event.action_type} does not exist", _NO_SUCH_ACTION)
+        require_few_items(command.ActionInformation)
+        try:
+            information = event.action_information
+        except Exception as error:  # pydicom raises whatever comes up in bytes from outside
+            raise Malformed(f"its data set cannot be read: {error!r}") from error
+        return request_of(information)

@@ -1,0 +1,213 @@
+"""DIMSE messages of an accepted association: put together, bounded, and only where they belong.
+
+C-STORE requests are put together here and served in the thread that has received them; everything else
+is pynetdicom's, within a size. pynetdicom believes the SOP class that a request names, whatever its
+presentation context was agreed upon for: a peer that may only find could move. `misplaced` closes that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, cast
+
+from pydicom.uid import UID
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_primitives import (
+    C_CANCEL,
+    C_ECHO,
+    C_FIND,
+    C_GET,
+    C_MOVE,
+    C_STORE,
+    N_ACTION,
+    N_EVENT_REPORT,
+)
+from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import uid_to_service_class
+
+from dicomnode.network.command_set import LAST_COMMAND_FRAGMENT, c_store_rq
+
+if TYPE_CHECKING:
+    from dicomnode.network.transport import AcceptedAssociation
+
+log = logging.getLogger(__name__)
+
+# PS3.8 table 9-10: an invalid PDU. The association is aborted (AA-1, AA-8) and the peer told so.
+INVALID_PDU = "Evt19"
+# How long a thread sleeps when nothing wakes it: the grain of the timeouts, not a latency.
+IDLE_S = 0.1
+# Of messages other than C-STORE, which pynetdicom puts together in memory.
+MAX_OTHER_MESSAGE_BYTES = 1 << 25
+# Of their command sets, which pydicom takes apart: of each item of eight bytes it makes most of a kilobyte.
+MAX_COMMAND_SET_BYTES = 1 << 16
+# There is no asynchronous operations window: a peer waits for its answers. C-CANCEL does not count here.
+MAX_WAITING_MESSAGES = 32
+# PS3.7 Annex C.
+_SOP_CLASS_NOT_SUPPORTED = 0x0122
+_UNRECOGNIZED_OPERATION = 0x0211
+# PS3.4 A.4, C.6.1.3, C.6.2.3, J.3.5: what each SOP class consists of. One that is not here has no requests.
+_REQUESTS_OF: dict[str, tuple[type, ...]] = {
+    "1.2.840.10008.1.1": (C_ECHO,),
+    "1.2.840.10008.5.1.4.1.2.1.1": (C_FIND,),  # Patient Root
+    "1.2.840.10008.5.1.4.1.2.1.2": (C_MOVE,),
+    "1.2.840.10008.5.1.4.1.2.1.3": (C_GET,),
+    "1.2.840.10008.5.1.4.1.2.2.1": (C_FIND,),  # Study Root
+    "1.2.840.10008.5.1.4.1.2.2.2": (C_MOVE,),
+    "1.2.840.10008.5.1.4.1.2.2.3": (C_GET,),
+    "1.2.840.10008.1.20.1": (N_ACTION, N_EVENT_REPORT),  # Storage Commitment Push Model
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a message may take."""
+
+    part_s: float
+    """Until the next part of a message that has begun."""
+    message_s: float
+    """From a message's beginning to its end."""
+    data_set: Callable[[], BytesIO]
+    """Makes what a C-STORE's data set is written into."""
+
+
+class Messages(queue.Queue[Any]):
+    """Complete messages for the association's thread; C-STORE requests are served on the spot."""
+
+    def __init__(self, assoc: AcceptedAssociation) -> None:
+        super().__init__()
+        self._assoc = assoc
+
+    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
+        context_id, message = item
+        if isinstance(message, C_CANCEL):
+            return  # more of them than there are requests; pynetdicom's thread would end
+        if isinstance(message, C_STORE) and self._assoc.serve(message, context_id):
+            return
+        if message is not None and self.qsize() >= MAX_WAITING_MESSAGES:
+            raise ValueError(f"{self.qsize()} requests before it has waited for an answer")
+        super().put(item, block, timeout)
+
+
+class DIMSE(DIMSEServiceProvider):
+    """Sleeps until a message, a release or an abort arrives."""
+
+    def __init__(self, assoc: AcceptedAssociation, limits: Limits) -> None:
+        super().__init__(assoc)
+        self.msg_queue = Messages(assoc)
+        self._limits = limits
+        self._store: C_STORE | None = None
+        self._store_context = 0
+        self._other_bytes = self._command_bytes = 0
+        self._begun_s: float | None = None
+        self._last_s = 0.0
+
+    def late(self) -> str:
+        """Why a message that has begun is given up; empty while it has time, or when there is none."""
+        if self._begun_s is None:
+            return ""
+        now = time.monotonic()
+        if now - self._last_s > self._limits.part_s:
+            return f"no next part of a message within {self._limits.part_s:g} s ([receive] dimse_timeout_s)"
+        if now - self._begun_s > self._limits.message_s:
+            return f"a message of more than {self._limits.message_s:g} s ([receive] message_timeout_s)"
+        return ""
+
+    def forget(self) -> None:
+        """Let go of a message that will not be finished."""
+        self._begun_s = None
+        if self._store is not None:
+            close_data_set(self._store)
+            self._store = None
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Put C-STORE requests together here; leave every other message to pynetdicom.
+
+        Decoding a command set into a pydicom data set takes longer than writing a slice.
+        """
+        values = primitive.presentation_data_value_list
+        for number, (context_id, fragment) in enumerate(values):
+            if self.message is not None or not self._take(context_id, fragment):
+                del values[:number]
+                self._receive_other(primitive)
+                break
+        self._last_s = time.monotonic()
+        if self._store is None and self.message is None:
+            self._begun_s = None
+        elif self._begun_s is None:
+            self._begun_s = self._last_s
+
+    def _receive_other(self, primitive: P_DATA) -> None:
+        if self.message is None:
+            self._other_bytes = self._command_bytes = 0
+        fragments = [fragment for _, fragment in primitive.presentation_data_value_list]
+        self._other_bytes += sum(map(len, fragments))
+        self._command_bytes += sum(len(fragment) for fragment in fragments if fragment[0] & 1)
+        if self._command_bytes > MAX_COMMAND_SET_BYTES:
+            raise ValueError(f"a command set of more than {MAX_COMMAND_SET_BYTES} bytes")
+        if self._other_bytes > MAX_OTHER_MESSAGE_BYTES:
+            raise ValueError(f"a message of more than {MAX_OTHER_MESSAGE_BYTES} bytes that is no C-STORE")
+        super().receive_primitive(primitive)
+        if INVALID_PDU in self.dul.event_queue.queue:
+            requestor = self.assoc.requestor
+            peer, address = requestor.ae_title.strip(), requestor.address
+            log.warning("%s at %s: it sent an invalid DIMSE message: aborted", peer, address)
+
+    def _take(self, context_id: int, fragment: bytes) -> bool:
+        """Part of a C-STORE request. returns: False when it is not."""
+        control = fragment[0]
+        if self._store is None:
+            if control & LAST_COMMAND_FRAGMENT != LAST_COMMAND_FRAGMENT:
+                return False
+            self._store, self._store_context = c_store_rq(fragment[1:]), context_id
+            if self._store is None:
+                return False
+            self._store.DataSet = self._limits.data_set()
+            return True
+        if control & 1 or context_id != self._store_context:
+            raise ValueError("a command or another context's data came in the middle of a data set")
+        data = cast(BytesIO, self._store.DataSet)
+        data.write(fragment[1:])
+        if control & 2:
+            request, self._store = self._store, None
+            self.msg_queue.put((context_id, request))
+        return True
+
+    def get_msg(self, block: bool = False) -> Any:
+        if block:
+            return super().get_msg(block=True)
+        with contextlib.suppress(queue.Empty):
+            return self.msg_queue.get(timeout=IDLE_S)
+        return None, None
+
+    def ring(self) -> None:
+        """Wake the thread that waits in `get_msg`."""
+        self.msg_queue.put((None, None))
+
+
+def close_data_set(request: C_STORE) -> None:
+    """Let its memory or file go, now and not when its last reader is forgotten."""
+    if request.DataSet is not None:
+        with contextlib.suppress(BufferError):  # a view of it is still held
+            request.DataSet.close()
+
+
+def misplaced(request: Any, context: PresentationContext) -> int | None:
+    """The status for a request that its presentation context was not agreed upon for; None when it was."""
+    named = getattr(request, "AffectedSOPClassUID", None) or getattr(request, "RequestedSOPClassUID", None)
+    abstract_syntax = UID(context.abstract_syntax or "")
+    is_storage = uid_to_service_class(abstract_syntax) is StorageServiceClass
+    if not isinstance(request, C_STORE if is_storage else _REQUESTS_OF.get(abstract_syntax, ())):
+        return _UNRECOGNIZED_OPERATION
+    # Of a C-STORE its service says so, with the status that Storage has for it.
+    is_store = isinstance(request, C_STORE)
+    if (is_store and not context.as_scp) or (not is_store and named != abstract_syntax):
+        return _SOP_CLASS_NOT_SUPPORTED
+    return None

@@ -1,0 +1,1 @@
+"""From the bytes of a C-STORE to a durable file and a row in the ledger."""

@@ -1,0 +1,185 @@
+"""What was received, on its way into the ledger.
+
+An object is acknowledged once its file is durable; the ledger hears of it a moment later, in a batch.
+Between the two lies only memory, and `recover` finds in the spool what was lost with it. So a
+ledger that is locked or gone delays nothing but the computation.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dicomnode.errors import LedgerUnavailable
+from dicomnode.ledger import Ledger
+from dicomnode.reception.defects import Flawed
+from dicomnode.reception.header import Header, inspect
+from dicomnode.reception.spool import Note, Origin, Spool, split_file
+from dicomnode.records import Instance, Quarantined
+
+log = logging.getLogger(__name__)
+
+
+class Intake:
+    """Collects from the associations' threads; whoever ticks calls `flush`."""
+
+    def __init__(self, spool: Spool, ledger: Ledger) -> None:
+        self._spool = spool
+        self._ledger = ledger
+        self._lock = threading.Lock()
+        self._flushing = threading.Lock()
+        self._instances: list[Instance] = []
+        self._notes: list[Note] = []
+        self._conflicts: dict[str, str] = {}
+        self._again: dict[str, Path] = {}
+
+    def add(self, instance: Instance) -> None:
+        """An object is durable and about to be acknowledged."""
+        with self._lock:
+            self._instances.append(instance)
+
+    def again(self, sop_instance_uid: str, path: Path) -> None:
+        """An object that is on the disk came once more, and is about to be acknowledged.
+
+        The ledger may have given it up, where removing its file has failed: then it is a new one.
+        """
+        with self._lock:
+            self._again[sop_instance_uid] = path
+
+    def note(self, note: Note) -> None:
+        """An object was refused."""
+        with self._lock:
+            self._notes.append(note)
+            if note.conflict_study_uid:
+                self._conflicts.setdefault(note.conflict_study_uid, note.reason)
+
+    def is_result(self, sop_instance_uid: str) -> bool:
+        """Whether it is one of our own results. Raises LedgerUnavailable."""
+        return self._ledger.is_result(sop_instance_uid)
+
+    def flush(self, now: float) -> set[int]:
+        """Tell the ledger. returns: ids of the cases that got new objects.
+
+        What the ledger does not take now is kept for the next call; nothing is raised for it.
+        """
+        touched: set[int] = set()
+        with self._flushing:
+            try:
+                self._flush_again(now)
+                # Objects first: a contradiction needs the case that they make.
+                touched |= self._flush_instances(now)
+                self._flush_conflicts(now)
+                self._flush_notes()
+            except LedgerUnavailable as error:
+                log.error("%d received objects wait for the ledger: %s", len(self._instances), error)
+        return touched
+
+    def recover(self, now: float) -> set[int]:
+        """At start: register what was acknowledged but lost from memory. returns: as `flush`.
+
+        Raises LedgerUnavailable: a node that cannot know what it has must not start.
+        """
+        return self._take_up(self._spool.scan(), now)
+
+    def adopt(self, nodes: Sequence[str], now: float) -> set[int]:
+        """As `recover`, for nodes that share the folder, were killed, and have not come back."""
+        for node in nodes:
+            self._spool.forget_parts(f"*.{node}.part")
+        return self._take_up(self._spool.files(), now)
+
+    def _take_up(self, files: Mapping[str, Path], now: float) -> set[int]:
+        missing = self._ledger.missing_from(files)
+        # Another node may be about to remove what its ledger rows have left already.
+        given_up = {removal.path for removal in self._ledger.removals()} if missing else set()
+        for uid in sorted(missing):
+            if self._spool.relative(files[uid]) not in given_up:
+                self._register(files[uid], now)
+        if missing:
+            log.info("%d objects of the spool were not in the ledger", len(missing))
+        for note in self._spool.notes():
+            if note.path not in {q.path for q in self._ledger.quarantined(note.study_instance_uid)}:
+                self.note(note)
+        return self.flush(now)
+
+    def _register(self, path: Path, now: float) -> None:
+        """Read a spooled file again. One that is not whole was never acknowledged: the sender has it."""
+        try:
+            origin, data = split_file(memoryview(path.read_bytes()))
+            header = inspect(data, origin.transfer_syntax_uid)
+            self._spool.make_durable(path)
+            stat = path.stat()
+        except FileNotFoundError:
+            return  # another node has removed it
+        except Flawed as flaw:
+            log.error("%s is not whole and set aside: %s", self._spool.relative(path), flaw.reason)
+            self._spool.discard(path)
+            return
+        relative = self._spool.relative(path)
+        self.add(instance_of(header, origin, relative, stat.st_size, min(now, stat.st_mtime)))
+
+    def _flush_again(self, now: float) -> None:
+        with self._lock:
+            again = dict(self._again)
+        for uid in sorted(self._ledger.missing_from(again)) if again else ():
+            self._register(again[uid], now)
+        with self._lock:
+            for uid in again:
+                del self._again[uid]
+
+    def _flush_instances(self, now: float) -> set[int]:
+        with self._lock:
+            batch = tuple(self._instances)
+        touched = self._ledger.add_instances(batch, now)
+        with self._lock:
+            del self._instances[: len(batch)]
+        return touched
+
+    def _flush_conflicts(self, now: float) -> None:
+        with self._lock:
+            conflicts = dict(self._conflicts)
+        for study, reason in conflicts.items():
+            # Its first object may have come after the batch was taken: then it is said again.
+            if self._ledger.conflict(study, reason, now):
+                with self._lock:
+                    del self._conflicts[study]
+
+    def _flush_notes(self) -> None:
+        while self._notes:
+            self._ledger.quarantine(_quarantined(self._notes[0]))
+            with self._lock:
+                del self._notes[0]
+
+
+def instance_of(header: Header, origin: Origin, path: str, size_bytes: int, received_at: float) -> Instance:
+    """The ledger's record of an accepted object. path: relative to data_dir."""
+    return Instance(
+        sop_instance_uid=header.sop_instance_uid,
+        sop_class_uid=header.sop_class_uid,
+        study_instance_uid=header.study_instance_uid,
+        series_instance_uid=header.series_instance_uid,
+        modality=header.modality,
+        transfer_syntax_uid=origin.transfer_syntax_uid,
+        patient_id=header.patient_id,
+        issuer_of_patient_id=header.issuer_of_patient_id,
+        accession_number=header.accession_number,
+        path=path,
+        size_bytes=size_bytes,
+        peer=origin.peer,
+        received_at=received_at,
+        attributes=header.attributes,
+    )
+
+
+def _quarantined(note: Note) -> Quarantined:
+    return Quarantined(
+        sop_instance_uid=note.sop_instance_uid,
+        study_instance_uid=note.study_instance_uid,
+        peer=note.peer,
+        defect=note.defect,
+        reason=note.reason,
+        status=note.status,
+        path=note.path,
+        received_at=note.received_at,
+    )

@@ -1,0 +1,1 @@
+"""Findings -> DICOM objects: RT Dose, Parametric Map, Segmentation, SR, rejection note."""
