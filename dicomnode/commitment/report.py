@@ -22,6 +22,7 @@ from dicomnode.commitment.message import (
     PUSH_MODEL_SYNTAXES,
     Malformed,
     Report,
+    of_a_peer,
     report_of,
     require_few_items,
     words,
@@ -101,11 +102,8 @@ class ReportService:
         if request.AffectedSOPInstanceUID != PUSH_MODEL_INSTANCE:
             raise Malformed(f"{request.AffectedSOPInstanceUID} is no SOP instance of it", _NO_SUCH_INSTANCE)
         require_few_items(request.EventInformation)
-        try:
-            information = event.event_information
-        except Exception as error:  # pydicom raises whatever comes up in bytes from outside
-            raise Malformed(f"its data set cannot be read: {error!r}") from error
-        return report_of(event.event_type or 0, information)
+        with of_a_peer():
+            return report_of(event.event_type or 0, event.event_information)
 
     def _take(self, report: Report, peer: str) -> int:
         before = self._ledger.reported(

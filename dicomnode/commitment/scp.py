@@ -24,6 +24,7 @@ from dicomnode.commitment.message import (
     REQUEST_STORAGE_COMMITMENT,
     Malformed,
     Request,
+    of_a_peer,
     request_of,
     require_few_items,
 )
@@ -142,8 +143,5 @@ class CommitmentService:
         if event.action_type != REQUEST_STORAGE_COMMITMENT:
             raise Malformed(f"action type {event.action_type} does not exist", _NO_SUCH_ACTION)
         require_few_items(command.ActionInformation)
-        try:
-            information = event.action_information
-        except Exception as error:  # pydicom raises whatever comes up in bytes from outside
-            raise Malformed(f"its data set cannot be read: {error!r}") from error
-        return request_of(information)
+        with of_a_peer():
+            return request_of(event.action_information)

@@ -37,6 +37,8 @@ from dicomnode.config import Peer
 from dicomnode.errors import NodeError, Transient
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomnode.network.identity import USERNAME, USERNAME_AND_PASSCODE, password_to_send
+from dicomnode.network.messages import INVALID_PDU
+from dicomnode.network.wire import read_through
 from dicomnode.tls import caller
 
 # pynetdicom offers this as a module global only. It is set once, here, and concerns only objects
@@ -233,6 +235,7 @@ def _associate(
 
     def tune(event: evt.Event) -> None:
         connected.set()
+        _read_with_suspicion(event.assoc, peer.name)
         wire = cast(Any, event.assoc.dul.socket).socket
         # Without it Nagle's algorithm waits 40 ms for an acknowledgement in every message.
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -256,6 +259,33 @@ def _associate(
             "Check its port, its certificate against [tls] ca, and certificate_name of its [[peers]] entry",
         )
     return association, connected.is_set()
+
+
+def _read_with_suspicion(association: Association, name: str) -> None:
+    """One line for what a peer answers and nobody can read; pynetdicom's thread would end with a traceback.
+
+    The association is aborted (PS3.8 table 9-10: Evt19, action AA-8), and whoever waits on it hears of that.
+    """
+    dul, dimse = cast(Any, association.dul), cast(Any, association.dimse)
+    decode, receive = dul._decode_pdu, dimse.receive_primitive
+
+    def decode_pdu(data: bytearray) -> Any:
+        try:
+            decoded, event = decode(data)
+            read_through(decoded)
+        except Exception as error:
+            log.warning("%s sent what cannot be read: %s: %s: aborted", name, type(error).__name__, error)
+            raise  # `_read_pdu_data` makes Evt19 of it
+        return decoded, event
+
+    def receive_primitive(primitive: Any) -> None:
+        try:
+            receive(primitive)
+        except Exception as error:  # noqa: BLE001 - decoders raise whatever the bytes lead to
+            log.warning("%s sent what cannot be read: %s: %s: aborted", name, type(error).__name__, error)
+            dul.event_queue.put(INVALID_PDU)
+
+    dul._decode_pdu, dimse.receive_primitive = decode_pdu, receive_primitive
 
 
 def _identity(peer: Peer) -> list[UserIdentityNegotiation]:

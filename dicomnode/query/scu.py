@@ -95,13 +95,15 @@ class Source:
         """Every series of a study. Raises QueryRefused, Transient."""
         keys = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": "", "Modality": ""}
         found = self._find("SERIES", keys | {"NumberOfSeriesRelatedInstances": None})
-        return [_series_of(ds) for ds in found if is_valid_uid(_text(ds, "SeriesInstanceUID"))]
+        with self._readable():
+            return [_series_of(ds) for ds in found if is_valid_uid(_text(ds, "SeriesInstanceUID"))]
 
     def objects(self, study_instance_uid: str, series_instance_uid: str) -> list[FoundObject]:
         """Every object of a series. Raises QueryRefused, Transient."""
         keys = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": series_instance_uid}
         found = self._find("IMAGE", keys | {"SOPInstanceUID": "", "SOPClassUID": ""})
-        pairs = ((_text(ds, "SOPInstanceUID"), _text(ds, "SOPClassUID")) for ds in found)
+        with self._readable():
+            pairs = [(_text(ds, "SOPInstanceUID"), _text(ds, "SOPClassUID")) for ds in found]
         return [FoundObject(uid, sop_class) for uid, sop_class in pairs if is_valid_uid(uid)]
 
     def pull(self, study_instance_uid: str, series_instance_uid: str, uids: Sequence[str]) -> Pulled:
@@ -162,6 +164,15 @@ class Source:
             ) from error
         except RuntimeError as error:
             raise Transient(f"{self._peer.name} ended the association: {error}") from error
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Look at matches. pydicom decodes a value when it is asked for, and raises whatever it leads to."""
+        try:
+            yield
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"[:200]
+            raise QueryRefused(f"{self._peer.name} answers what cannot be read: {why}") from error
 
     def _status(self, response: Dataset, command: str) -> int:
         status = response.get("Status")
