@@ -254,6 +254,11 @@ class Commitment:
     of it; incomplete, the report was; withdrawn, by a person who had the results sent again."""
     detail: str
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether a further report changes nothing."""
+        return self.outcome in ("committed", "failed", "incomplete", "withdrawn")
+
 
 @dataclass(frozen=True, slots=True)
 class Uncommitted:

@@ -16,9 +16,6 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from dicomnode.errors import NodeError
 from dicomnode.reception.header import is_valid_uid
 
-PUSH_MODEL = UID("1.2.840.10008.1.20.1")
-# PS3.4 J.3.5: the one instance of the class, known to everybody.
-PUSH_MODEL_INSTANCE = UID("1.2.840.10008.1.20.1.1")
 # Not deflated: what inflates without end would have to be bounded here too.
 PUSH_MODEL_SYNTAXES: list[str | UID] = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 # PS3.4 Table J.3-1: the only action.

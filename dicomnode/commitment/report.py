@@ -17,8 +17,6 @@ from pynetdicom import evt
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicomnode.commitment.message import (
-    PUSH_MODEL,
-    PUSH_MODEL_INSTANCE,
     PUSH_MODEL_SYNTAXES,
     Malformed,
     Report,
@@ -27,6 +25,7 @@ from dicomnode.commitment.message import (
     require_few_items,
     words,
 )
+from dicomnode.contexts import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
 
@@ -39,7 +38,6 @@ _SUCCESS = 0x0000
 _PROCESSING_FAILURE = 0x0110
 _NO_SUCH_INSTANCE = 0x0112
 _INVALID_ARGUMENT = 0x0115
-_NOT_OURS = ("committed", "failed", "incomplete", "withdrawn")
 
 
 class ReportService:
@@ -120,7 +118,7 @@ class ReportService:
                 "%s reports on transaction %s, which it was not asked for", peer, report.transaction_uid
             )
             return _INVALID_ARGUMENT
-        if before.outcome in _NOT_OURS:
+        if before.has_ended:
             log.warning(
                 "%s reports again on transaction %s (%s)", peer, report.transaction_uid, before.outcome
             )

@@ -18,8 +18,6 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicomnode.commitment.message import (
-    PUSH_MODEL,
-    PUSH_MODEL_INSTANCE,
     PUSH_MODEL_SYNTAXES,
     REQUEST_STORAGE_COMMITMENT,
     Malformed,
@@ -28,6 +26,7 @@ from dicomnode.commitment.message import (
     request_of,
     require_few_items,
 )
+from dicomnode.contexts import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
 

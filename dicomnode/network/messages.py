@@ -33,6 +33,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
+from dicomnode.contexts import FIND_MODELS, GET_MODELS, MOVE_MODELS, PUSH_MODEL, VERIFICATION
 from dicomnode.network.command_set import LAST_COMMAND_FRAGMENT, c_store_rq
 
 if TYPE_CHECKING:
@@ -55,14 +56,11 @@ _SOP_CLASS_NOT_SUPPORTED = 0x0122
 _UNRECOGNIZED_OPERATION = 0x0211
 # PS3.4 A.4, C.6.1.3, C.6.2.3, J.3.5: what each SOP class consists of. One that is not here has no requests.
 _REQUESTS_OF: dict[str, tuple[type, ...]] = {
-    "1.2.840.10008.1.1": (C_ECHO,),
-    "1.2.840.10008.5.1.4.1.2.1.1": (C_FIND,),  # Patient Root
-    "1.2.840.10008.5.1.4.1.2.1.2": (C_MOVE,),
-    "1.2.840.10008.5.1.4.1.2.1.3": (C_GET,),
-    "1.2.840.10008.5.1.4.1.2.2.1": (C_FIND,),  # Study Root
-    "1.2.840.10008.5.1.4.1.2.2.2": (C_MOVE,),
-    "1.2.840.10008.5.1.4.1.2.2.3": (C_GET,),
-    "1.2.840.10008.1.20.1": (N_ACTION, N_EVENT_REPORT),  # Storage Commitment Push Model
+    VERIFICATION: (C_ECHO,),
+    **dict.fromkeys(FIND_MODELS, (C_FIND,)),
+    **dict.fromkeys(MOVE_MODELS, (C_MOVE,)),
+    **dict.fromkeys(GET_MODELS, (C_GET,)),
+    PUSH_MODEL: (N_ACTION, N_EVENT_REPORT),
 }
 
 

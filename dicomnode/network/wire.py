@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 MAX_PDU_BYTES = 1 << 21
 # Four PDUs of the usual 128 KiB: few system calls, each of which lets other threads in between.
 _READ_AHEAD_BYTES = 1 << 19
-_FOREVER_S = 3e7
+FOREVER_S = 3e7
 PDU_HEADER_BYTES = 6  # PS3.8 9.3.1
-_PDU_TYPES = range(1, 8)
+PDU_TYPES = range(1, 8)
 # PS3.8 table 9-26: why the service provider aborts.
 NOT_SPECIFIED, UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_VALUE = 0, 1, 2, 6
 # Of what a peer lets us send: less than two fragments with their headers (PS3.8 9.3.5), so no answer at all.
@@ -98,7 +98,7 @@ class Wire(AssociationSocket):
         if not self._fill(PDU_HEADER_BYTES):
             raise OSError("the connection ended in the middle of a PDU" if self._start < self._end else "")
         kind, length = struct.unpack_from(">BxL", self._buffer, self._start)
-        if kind not in _PDU_TYPES:
+        if kind not in PDU_TYPES:
             raise Invalid(f"it sent a PDU of type 0x{kind:02X}, which there is not", UNRECOGNIZED_PDU)
         if not self._fill(PDU_HEADER_BYTES + length):
             raise OSError("the connection ended in the middle of a PDU")
@@ -126,7 +126,7 @@ class Wire(AssociationSocket):
         if self._start + wanted > len(self._buffer):
             self._make_room(wanted)
         # A peer that sends a byte now and then is as dead as one that sends none.
-        end = time.monotonic() + (self.assoc.network_timeout or _FOREVER_S)
+        end = time.monotonic() + (self.assoc.network_timeout or FOREVER_S)
         while self._end - self._start < wanted:
             if self.socket is None:
                 raise OSError("the connection is closed")
