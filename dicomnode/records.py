@@ -280,15 +280,13 @@ class Uncommitted:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A storage commitment transaction that a peer began, and what it asks about."""
+    """A storage commitment transaction that a peer began."""
 
     id: int
     peer: str
     """AE title."""
     transaction_uid: str
     asked_at: float
-    objects: tuple[tuple[str, str], ...]
-    """(SOP Class UID, SOP Instance UID)."""
     next_attempt_at: float
     tries: int
     """Reports that did not reach the peer."""
