@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
-# Test processes; a file stays in one of them, since its tests may share a node and a PACS.
-WORKERS ?= 2
+# Test processes, one more than two cores: they wait for other processes half of their time. A file stays in one
+# of them, since its tests may share a node and a PACS; tests/conftest.py puts the longest first.
+WORKERS ?= 3
 STAMP := $(VENV)/.installed
 
 .PHONY: help demo test lint types check bench physics spect chaos fuzz load clean
@@ -31,7 +32,7 @@ demo: $(STAMP)
 	$(RUN)/dicomnode demo --out demo-output
 
 test: $(STAMP)
-	$(RUN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(RUN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(RUN)/ruff check .
@@ -56,7 +57,7 @@ spect: $(STAMP)
 
 # A run that was broken off goes on with the same SEED.
 chaos: $(STAMP)
-	POWER_LOSS=$(if $(QUICK),,all) $(RUN)/python -m pytest -q --timeout 3600 tests/dicomnode/test_power_loss.py
+	POWER_LOSS=$(if $(QUICK),,all) KILL_SEED=$(or $(SEED),random) $(RUN)/python -m pytest -q --timeout 3600 tests/dicomnode/test_power_loss.py
 	$(RUN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(QUICK),--quick,--write docs/bench-chaos.md)
 
 fuzz: $(STAMP)

@@ -6,13 +6,14 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+
+from tests.ports import free_port
 
 # Debian keeps the server's programs out of PATH.
 _FOLDERS = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
@@ -52,9 +53,7 @@ class PostgresServer:
         self._as = _account()
         if self._as:
             os.chown(self.folder, int(str(self._as["user"])), int(str(self._as["group"])))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = count(1)
         self._run(

@@ -29,7 +29,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association, ServiceUser
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
-from pynetdicom.pdu_primitives import MaximumLengthNotification, UserIdentityNegotiation
+from pynetdicom.pdu_primitives import A_ASSOCIATE, MaximumLengthNotification, UserIdentityNegotiation
 from pynetdicom.presentation import build_context, build_role
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, VERIFICATION_SERVICE_CLASS_STATUS
 
@@ -314,8 +314,7 @@ def _identity(peer: Peer) -> list[UserIdentityNegotiation]:
 
 def _why_not(association: Association, connected: bool, peer: Peer, timeout_s: float) -> NodeError:
     """Why there is no association: refused by a living peer, or nobody there."""
-    if association.is_rejected:
-        answer = cast(Any, association.acceptor.primitive)
+    if answer := rejection(association):
         reason = f"{_name(peer)} rejected the association: {answer.reason_str}"
         # PS3.8 Table 9-21: 1 rejected-permanent, 2 rejected-transient.
         if answer.result == 1:
@@ -331,6 +330,18 @@ def _why_not(association: Association, connected: bool, peer: Peer, timeout_s: f
         f"{_name(peer)} cannot be reached: nothing takes the connection",
         "Check that it runs, its host and port in [[peers]], and the firewall",
     )
+
+
+def rejection(association: Association) -> Any:
+    """What a peer said that wants no association: A-ASSOCIATE with result, source, diagnostic; else None.
+
+    pynetdicom asks whether TCP has connected when the connection may be over already: a peer that rejects at
+    once is then taken for one that cannot be reached, and its answer is left unread.
+    """
+    if association.is_rejected:
+        return association.acceptor.primitive
+    unread = association.dul.peek_next_pdu()
+    return unread if isinstance(unread, A_ASSOCIATE) and unread.result in (1, 2) else None
 
 
 def _pace(association: Association) -> None:

@@ -25,15 +25,10 @@ from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
 from dicomnode.records import Case, Transition
 from dicomnode.states import State
+from tests.ports import free_port
 
 NODE_AE, PACS_AE, MODALITY_AE, READER_AE = "DICOMNODE", "ORTHANC", "MODALITY", "READER"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = 120.0, pause_s: float = 0.02) -> Any:

@@ -92,7 +92,7 @@ def test_sighup_takes_up_what_is_valid_and_a_wrong_file_changes_nothing(
 
 def computing(node: Node, storescu: str, files: StudyFiles) -> psutil.Process:
     push(storescu, node.port, files.all)
-    node.reaches(files.study.study_instance_uid, State.COMPUTING, pause_s=0.0)
+    node.reaches(files.study.study_instance_uid, State.COMPUTING)
     job = until(lambda: job_of(node), "the job has a process", pause_s=0.001)
     assert isinstance(job, psutil.Process)
     return job

@@ -54,7 +54,7 @@ def test_a_second_node_on_the_same_data_is_refused_and_the_first_computes_on(
     files = small_study.write(tmp_path / "study", "second node")
     uid = files.study.study_instance_uid
     push(peer_program("storescu"), troubled.port, files.all)
-    troubled.reaches(uid, State.COMPUTING, pause_s=0.0)
+    troubled.reaches(uid, State.COMPUTING)
     second = troubled.run("serve")
     assert second.returncode == 1
     assert "another node uses [node] data_dir" in second.stderr

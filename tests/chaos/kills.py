@@ -80,7 +80,8 @@ def killed_at(
         seen = moment
     else:
         later = ORDER[ORDER.index(State(moment)) :]
-        seen = site.node.reaches(modality.study_uid, *later, pause_s=0.0).state
+        # Far shorter than a tick; without any pause the looking would take a core from the node.
+        seen = site.node.reaches(modality.study_uid, *later, pause_s=0.01).state
     time.sleep(pause_s)
     site.node.kill()
     site.gate.open()

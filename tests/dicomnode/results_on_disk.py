@@ -18,7 +18,7 @@ from dicomnode.config import Config, parse
 from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.ledger import Ledger
 from dicomnode.network.send import Outgoing
-from dicomnode.records import Case, Identity, Instance, NewResult, NewRun
+from dicomnode.records import Case, Delivery, Identity, Instance, NewResult, NewRun
 from dicomnode.states import Event
 
 KINDS = {"SEG": SegmentationStorage, "RTDOSE": RTDoseStorage, "SR": Comprehensive3DSRStorage}
@@ -78,6 +78,18 @@ def encoded_case(
     """A case whose results (SEG, RTDOSE, SR) lie under `data_dir` and wait to be sent to `peers`."""
     (case_id,) = ledger.add_instances([instance(study, at=now)], now)
     return compute_again(ledger, data_dir, case_id, peers, now)
+
+
+def case_for(ledger: Ledger, data_dir: Path, *pacs: StandinPacs, study: str = "1.2.3") -> Case:
+    """A case whose results wait to be sent to these PACS."""
+    return encoded_case(ledger, data_dir, tuple(p.ae_title for p in pacs), study=study)
+
+
+def rows(ledger: Ledger, case: Case) -> list[Delivery]:
+    """The deliveries of a case's latest results."""
+    run = ledger.latest_run(case.id)
+    assert run is not None
+    return [delivery for _result, delivery in ledger.deliveries(run.id)]
 
 
 def compute_again(

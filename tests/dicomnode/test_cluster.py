@@ -19,14 +19,14 @@ import pytest
 from dicomnode.computing.child import ChildExecutor
 from dicomnode.computing.compute import Computer
 from dicomnode.computing.executors import executor_for
-from dicomnode.computing.job import Job, Outcome
+from dicomnode.computing.job import Job
 from dicomnode.config import Cluster, Config, parse
 from dicomnode.errors import Rejected, Transient, Unavailable
 from dicomnode.ledger import Ledger
-from dicomnode.records import NewResult
 from dicomnode.states import State
-from tests.dicomnode.results_on_disk import run_of
+from tests.dicomnode.cluster_jobs import die, hang, hangs_first, one_result, reject, square
 from tests.dicomnode.test_compute import ready
+from tests.ports import free_port
 
 pytest.importorskip("distributed", reason="distributed is not installed: pip install 'dicomnode[dask]'")
 
@@ -51,51 +51,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-# ── jobs ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def square(x: int) -> int:
-    return x * x
-
-
-def reject() -> None:
-    raise Rejected("no calibration for camera X", "add [[camera]]")
-
-
-def pids() -> tuple[int, int]:
-    """Of the job's process and of the worker that started it."""
-    return os.getpid(), os.getppid()
-
-
-def die(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
-def hang(started: str) -> None:
-    Path(started).with_suffix(".part").write_text(f"{os.getpid()} {os.getppid()}")
-    Path(started).with_suffix(".part").rename(started)
-    signal.pause()
-
-
-def one_result(job: Job) -> Outcome:
-    """A tiny job of the computer: one file, whose content tells who wrote it."""
-    job.out.mkdir(parents=True)
-    path = job.out / "RTDOSE.dcm"
-    path.write_text(str(os.getppid()))
-    uid = f"2.25.{abs(hash(job.identity)) % 10**12}"
-    new = NewResult(uid, "1.2", "1.3", "1.2.840.10008.1.2.1", "RTDOSE", "dvk", str(path), 1)
-    return Outcome((new,), run_of(""))
-
-
-def hangs_first(job: Job) -> Outcome:
-    """Hangs at the first attempt of its case."""
-    begun = job.out.parent.parent.parent / f"begun-{job.out.parent.name}"
-    if begun.exists():
-        return one_result(job)
-    hang(str(begun))
-    raise AssertionError("never")
-
-
 # ── the cluster ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -105,9 +60,7 @@ class RunningCluster:
     def __init__(self, folder: Path, tls: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.tls = tls or {}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.scheduler: subprocess.Popen[bytes] | None = None
         self.workers: list[subprocess.Popen[bytes]] = []
 
@@ -196,9 +149,30 @@ def n_workers(executor: Executor) -> int:
     return len(client.scheduler_info(n_workers=-1)["workers"])
 
 
+def certificates(folder: Path) -> dict[str, str]:
+    """A CA and one certificate for all of the cluster."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    ec = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl(
+        "req", "-x509", *ec, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=cluster CA"
+    )
+    openssl("req", *ec, "-keyout", "our.key", "-out", "our.csr", "-subj", "/CN=localhost")
+    openssl(
+        "x509", "-req", "-in", "our.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-out", "our.pem", "-days", "2"
+    )
+    names = {"ca": "ca.pem", "certificate": "our.pem", "key": "our.key"}
+    return {setting: str(folder / name) for setting, name in names.items()}
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    with running(tmp_path_factory.mktemp("cluster")) as cluster:
+    """Over TLS, as in a hospital; the one whose scheduler goes away speaks plain TCP."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with running(folder, certificates(folder / "certificates")) as cluster:
         yield cluster
 
 
@@ -390,35 +364,17 @@ def job_for(files: Any, config: Config, out: Path) -> Job:
 # ── TLS ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def certificates(folder: Path) -> dict[str, str]:
-    """A CA and one certificate for all of the cluster."""
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    ec = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-    openssl(
-        "req", "-x509", *ec, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=cluster CA"
-    )
-    openssl("req", *ec, "-keyout", "our.key", "-out", "our.csr", "-subj", "/CN=localhost")
-    openssl(
-        "x509", "-req", "-in", "our.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-out", "our.pem", "-days", "2"
-    )
-    names = {"ca": "ca.pem", "certificate": "our.pem", "key": "our.key"}
-    return {setting: str(folder / name) for setting, name in names.items()}
-
-
-def test_over_tls_only_who_has_a_certificate_of_the_cluster_is_served(tmp_path: Path) -> None:
-    ours, others = certificates(tmp_path / "ours"), certificates(tmp_path / "others")
-    with running(tmp_path, ours, workers=1) as cluster:
-        with cluster.executor() as executor:
-            assert executor.submit(square, 3).result(WAIT_S) == 9
-        with (
-            cluster.executor(**others, connect_timeout_s=3.0) as stranger,
-            pytest.raises(Unavailable, match="does not answer"),
-        ):
-            stranger.submit(square, 3)
+def test_over_tls_only_who_has_a_certificate_of_the_cluster_is_served(
+    cluster: RunningCluster, executor: Executor, tmp_path: Path
+) -> None:
+    assert cluster.settings["scheduler"].startswith("tls://")
+    assert executor.submit(square, 3).result(WAIT_S) == 9
+    others = certificates(tmp_path / "others")
+    with (
+        cluster.executor(**others, connect_timeout_s=3.0) as stranger,
+        pytest.raises(Unavailable, match="does not answer"),
+    ):
+        stranger.submit(square, 3)
 
 
 def test_check_tells_how_many_workers_offer_what_a_job_takes(

@@ -22,10 +22,10 @@ from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import ConfigurationError
 from dicomnode.ledger import Ledger
 from dicomnode.network.receive import Receiver
-from dicomnode.records import Case, Commitment, Delivery
+from dicomnode.records import Case, Commitment
 from dicomnode.states import Event, State
 from tests.dicomnode.committing_pacs import ALL, SOME_FAILED, CommittingPacs, report, send_report
-from tests.dicomnode.results_on_disk import compute_again, encoded_case, instance
+from tests.dicomnode.results_on_disk import case_for, compute_again, instance, rows
 
 H = 3600.0
 INSTANCE = "1.2.840.10008.1.20.1.1"
@@ -93,16 +93,6 @@ class Stages:
         request = SimpleNamespace(AffectedSOPInstanceUID=instance, EventInformation=None)
         event = SimpleNamespace(request=request, event_type=event_type, event_information=ds)
         return self.reports.answer(event, ae_title)[0]  # type: ignore[arg-type]
-
-
-def case_for(ledger: Ledger, data_dir: Path, *pacs: StandinPacs, study: str = "1.2.3") -> Case:
-    return encoded_case(ledger, data_dir, tuple(p.ae_title for p in pacs), study=study)
-
-
-def rows(ledger: Ledger, case: Case) -> list[Delivery]:
-    run = ledger.latest_run(case.id)
-    assert run is not None
-    return [delivery for _result, delivery in ledger.deliveries(run.id)]
 
 
 def transactions(ledger: Ledger, case: Case) -> list[Commitment]:
@@ -207,10 +197,8 @@ def test_each_of_two_pacs_is_asked_and_both_must_commit(
 
 
 def test_a_pacs_is_asked_as_soon_as_it_has_everything_though_another_is_down(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs, down: StandinPacs
 ) -> None:
-    down = StandinPacs(tmp_path / "down", "DOWN").start()
-    down.stop()
     case = case_for(ledger, tmp_path, pacs, down)
     stages = Stages(config_for(tmp_path, pacs, down), ledger)
     stages.tick(20.0)
@@ -444,10 +432,8 @@ def test_a_new_object_does_not_wait_for_a_commitment_to_results_that_it_outdates
 
 
 def test_an_object_that_comes_while_another_pacs_is_down_waits_for_that(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs, down: StandinPacs
 ) -> None:
-    down = StandinPacs(tmp_path / "down", "DOWN").start()
-    down.stop()
     case = case_for(ledger, tmp_path, pacs, down)
     stages = Stages(config_for(tmp_path, pacs, down), ledger)
     stages.tick(20.0)

@@ -29,6 +29,7 @@ from pipeline.dose_rate import DoseRate, DoseRequest, Progress, RegionUncertaint
 from pipeline.dvk import dvk_dose_rate
 from pipeline.engines import ENGINES
 from tests import small_study
+from tests.ports import free_port
 
 
 class HereAndNow(Executor):
@@ -49,12 +50,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

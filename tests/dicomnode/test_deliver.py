@@ -20,7 +20,7 @@ from dicomnode.network.send import Outgoing
 from dicomnode.patience import backoff_s, spread
 from dicomnode.records import Case, Delivery
 from dicomnode.states import Event, State
-from tests.dicomnode.results_on_disk import compute_again, config_for, encoded_case, instance
+from tests.dicomnode.results_on_disk import case_for, compute_again, config_for, encoded_case, instance, rows
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +43,6 @@ def second(both: tuple[StandinPacs, StandinPacs]) -> StandinPacs:
 
 
 @pytest.fixture
-def down(tmp_path: Path) -> Iterator[StandinPacs]:
-    """A PACS that had a port and does not listen on it; a test may start it."""
-    pacs = StandinPacs(tmp_path / "down", "DOWN").start()
-    pacs.stop()
-    yield pacs
-    pacs.stop()
-
-
-@pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     opened = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")
     yield opened
@@ -61,16 +52,6 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 def deliverer(config: Config, ledger: Ledger) -> Deliverer:
     """One for which no time passes during a tick."""
     return Deliverer(config, ledger, monotonic=lambda: 0.0)
-
-
-def case_for(ledger: Ledger, data_dir: Path, *pacs: StandinPacs, study: str = "1.2.3") -> Case:
-    return encoded_case(ledger, data_dir, tuple(p.ae_title for p in pacs), study=study)
-
-
-def rows(ledger: Ledger, case: Case) -> list[Delivery]:
-    run = ledger.latest_run(case.id)
-    assert run is not None
-    return [delivery for _result, delivery in ledger.deliveries(run.id)]
 
 
 def uids(ledger: Ledger, case: Case) -> list[str]:

@@ -30,6 +30,7 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from dicomnode.commands.terminal import log_to_stderr
 from dicomnode.conformance import page as conformance
 from dicomnode.contexts import COMPRESSED, SOP_CLASSES, transfer_syntaxes
+from dicomnode.network.send import rejection
 from dicomnode.reception.intake import Intake
 from dicomnode.reception.spool import Spool
 from dicomnode.states import Event, State
@@ -66,8 +67,7 @@ def test_who_may_not_is_rejected_and_named_in_the_log(
     """PS3.8 9.3.4: permanent, by the service user, with the reason; one line names the peer."""
     with running_node(tmp_path) as node, caplog.at_level(logging.WARNING, "dicomnode"):
         with association(node.port, calling=calling, called=called) as assoc:
-            assert assoc.is_rejected
-            answer = assoc.acceptor.primitive
+            answer = rejection(assoc)
             assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, reason)
         ours = [record.getMessage() for record in caplog.records if record.name.startswith("dicomnode")]
         assert [calling in message for message in ours] == [True]

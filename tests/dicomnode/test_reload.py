@@ -16,7 +16,8 @@ from dicomnode.network.send import Verdict
 from dicomnode.reload import reloaded
 from dicomnode.states import State
 from tests import small_study
-from tests.dicomnode.test_daemon import Clock, HereAndNow, free_port, push, run_to_the_end
+from tests.dicomnode.test_daemon import Clock, HereAndNow, push, run_to_the_end
+from tests.ports import free_port
 
 BASE: dict[str, Any] = {
     "peers": [{"name": "PACS", "ae_title": "PACS", "host": "127.0.0.1", "port": 104}],

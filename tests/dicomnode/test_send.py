@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom import dcmread
@@ -13,6 +14,7 @@ from pydicom.uid import Comprehensive3DSRStorage, RTDoseStorage, SegmentationSto
 from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.pdu import P_DATA_TF
+from pynetdicom.transport import AssociationSocket
 
 from dicomnode.config import Peer
 from dicomnode.contexts import VERIFICATION
@@ -147,6 +149,33 @@ def test_a_peer_that_does_not_know_us_refuses_and_its_reason_is_told(
         heard = answers(peer_of(pacs), files)
     assert [a.verdict for a in heard] == [Verdict.REFUSED] * 3
     assert "Calling AE title not recognised" in heard[0].text
+
+
+def test_a_rejection_is_heard_however_quick_the_peer_is(
+    tmp_path: Path, files: list[Outgoing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the thread that asks runs again when the peer's answer has closed the connection."""
+    made = AssociationSocket.__init__
+
+    class Late(threading.Event):
+        def __init__(self, assoc: Association) -> None:
+            super().__init__()
+            self._assoc = assoc
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert super().wait(timeout)
+            self._assoc.dul.join(TIMEOUT_S)
+            return not self._assoc.dul.is_alive()
+
+    def make(self: AssociationSocket, assoc: Association, *args: Any, **kwargs: Any) -> None:
+        made(self, assoc, *args, **kwargs)
+        self._ready = Late(assoc)
+
+    monkeypatch.setattr(AssociationSocket, "__init__", make)
+    with StandinPacs(tmp_path / "strict", required_calling_aet="OTHER") as pacs:
+        (answer,) = answers(peer_of(pacs), files[:1])
+    assert answer.verdict is Verdict.REFUSED
+    assert "rejected the association" in answer.text
 
 
 def test_a_peer_that_is_down_is_unreachable_and_no_object_is_answered(files: list[Outgoing]) -> None:
