@@ -349,6 +349,8 @@ class Unread:
     transfer_syntax_uid: str
     known: bool
     """Whether the index has it already."""
+    number: int = 0
+    """Of a result, in the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
