@@ -269,15 +269,31 @@ class Deliverer:
 
     def _too_late(self, case: Case, left: list[Item], now: float, again: str) -> _Hopeless | None:
         limit_h = self._settings.give_up_after_h
-        begun = [t.at for t in self._ledger.story(case.id) if t.event in (Event.SEND, Event.RESEND)]
+        if not limit_h:
+            return None
         # A clock that was set ahead makes nothing late.
         ahead_s = 0.0 if self._jumps is None else self._jumps.ahead_s(now)
-        if not limit_h or now - max(begun) - ahead_s < limit_h * 3600:
-            return None
-        return _Hopeless(
-            f"not delivered within {limit_h:g} h: {self._trouble(left[0])}",
-            f"Bring the destination back, then {again}",
-        )
+        for item, *_ in _by_peer(left).values():
+            if now - self._begun(case, item, now) - ahead_s >= limit_h * 3600:
+                return _Hopeless(
+                    f"not delivered within {limit_h:g} h: {self._trouble(item)}",
+                    f"Bring the destination back, then {again}",
+                )
+        return None
+
+    def _begun(self, case: Case, item: Item, now: float) -> float:
+        """When this round of sending to a destination began.
+
+        That had everything when it was asked to commit: what it then could not commit to, perhaps days
+        later, is sent again from the first attempt after its report.
+        """
+        result, delivery = item
+        asked = self._ledger.commitments(result.run_id, delivery.peer)
+        failed = [c.reported_at for c in asked if c.outcome == "failed" and c.reported_at is not None]
+        if failed:
+            attempts = [a.started_at for a in self._ledger.attempts(case.id) if a.stage == "deliver"]
+            return min((at for at in attempts if at >= max(failed)), default=now)
+        return max(t.at for t in self._ledger.story(case.id) if t.event in (Event.SEND, Event.RESEND))
 
     # ── resting destinations ─────────────────────────────────────────────────────────────────
 

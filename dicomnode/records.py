@@ -354,6 +354,8 @@ class Unread:
     transfer_syntax_uid: str
     known: bool
     """Whether the index has it already."""
+    number: int = 0
+    """Of a result, in the ledger."""
 
 
 @dataclass(frozen=True, slots=True)

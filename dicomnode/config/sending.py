@@ -29,7 +29,9 @@ class Deliver(Section):
     to: tuple[str, ...] = Field((), description="names of [[peers]] that get every result")
     first_retry_s: Seconds = Field(30.0, description="after the first failure; doubles each time")
     max_retry_s: Seconds = Field(3600.0, description="the longest pause between attempts")
-    give_up_after_h: float = Field(0.0, ge=0, description="then FAILED; 0: a dead PACS is tried for ever")
+    give_up_after_h: float = Field(
+        0.0, ge=0, description="of each round of sending, then FAILED; 0: a dead PACS is tried for ever"
+    )
     max_refusals: int = Field(5, ge=1, description="refusals of one object by a living PACS before FAILED")
     timeout_s: Seconds = Field(60.0, description="for each answer of the peer")
     rejection_reason: Literal["quality", "patient_safety"] = Field(

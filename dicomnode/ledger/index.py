@@ -72,16 +72,17 @@ class Index(Database):
         with self._read() as connection:
             return [Unread(row[0], row[1], row[2], bool(row.known)) for row in connection.execute(query)]
 
-    def unread_results(self, limit: int) -> list[Unread]:
-        """Results that nobody has described, of runs whose files are there."""
+    def unread_results(self, limit: int, after: int = 0) -> list[Unread]:
+        """Results that nobody has described, of runs whose files are there, beyond the number `after`."""
         query = (
-            select(RESULTS.c.sop_instance_uid, RESULTS.c.path, RESULTS.c.transfer_syntax_uid)
+            select(RESULTS.c.sop_instance_uid, RESULTS.c.path, RESULTS.c.transfer_syntax_uid, RESULTS.c.id)
             .join(RUNS, RUNS.c.id == RESULTS.c.run_id)
-            .where(RESULTS.c.attributes_json.is_(None), RUNS.c.removed_at.is_(None))
+            .where(RESULTS.c.attributes_json.is_(None), RUNS.c.removed_at.is_(None), RESULTS.c.id > after)
+            .order_by(RESULTS.c.id)
             .limit(limit)
         )
         with self._read() as connection:
-            return [Unread(row[0], row[1], row[2], False) for row in connection.execute(query)]
+            return [Unread(row[0], row[1], row[2], False, row.id) for row in connection.execute(query)]
 
     def index_received(self, described: Sequence[Described]) -> None:
         """Received objects have been read. One that was removed meanwhile is left out."""

@@ -243,6 +243,30 @@ def test_what_was_not_committed_is_sent_and_asked_about_again(
     assert [t.outcome for t in transactions(ledger, case)] == ["failed", "committed"]
 
 
+def test_what_is_sent_again_days_later_has_its_own_time(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    """[deliver] give_up_after_h: not from the first sending, which was a success."""
+    case = case_for(ledger, tmp_path, pacs)
+    settings = config_for(tmp_path, pacs, give_up_after_h=0).model_dump()
+    settings["deliver"]["give_up_after_h"] = 2
+    stages = Stages(parse(settings), ledger)
+    stages.tick(20.0)
+    stages.now = late = 100 * H
+    lost = pacs.asked[0].objects[1]
+    stages.report(report(pacs.asked[0], {lost[1]: 0x0112}), SOME_FAILED)
+    stages.tick(late)
+    pacs.status = lambda _sop_class, _uid: 0xA700
+    first = late + 3 * H  # the node was off
+    for now in (first, first + 1.9 * H):
+        stages.tick(now)
+        assert ledger.case(case.id).state is State.SENDING
+    stages.tick(first + 2.1 * H)
+    failed = ledger.case(case.id)
+    assert failed.state is State.FAILED
+    assert failed.reason.startswith("not delivered within 2 h: PACS did not take RTDOSE")
+
+
 def test_an_object_that_is_never_committed_to_fails_the_case_with_reason_and_remedy(
     ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -320,9 +321,70 @@ def test_a_result_that_nobody_described_is_read_once(ledger: Ledger, tmp_path: P
     spool.close()
     (tmp_path / "results").mkdir()
     path.rename(tmp_path / there.path)
+    (tmp_path / gone.path).write_bytes(b"broken" * 50)
     Indexer(ledger, tmp_path).tick(NOW)
     assert ledger.unread_results(9) == []
     assert instances(ledger) == ["9.1", f"{STUDY}.1.1"]
+
+
+def test_a_share_that_is_away_for_a_moment_costs_the_index_nothing(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (case_id,) = ledger.add_instances([described(STUDY, 1)], NOW)
+    emptied(ledger)
+    one = result("9.1", described=False)
+    computed(ledger, case_id, NOW, one)
+    looked: list[Path] = []
+    files = {tmp_path / described(STUDY, 1).path: described_of(described(STUDY, 1))}
+    files[tmp_path / one.path] = dict(result("9.1").attributes)
+
+    def away(path: Path, _syntax: str) -> dict[str, str]:
+        looked.append(path)
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(indexer_module, "describe_file", away)
+    indexer = Indexer(ledger, tmp_path)
+    for seconds in range(59):
+        indexer.tick(NOW + seconds)
+    assert len(looked) == 2, "a pause lasts"
+    assert len(caplog.records) == 2
+    indexer.tick(NOW + 61)
+    indexer.tick(NOW + 62)
+    assert len(looked) == 4
+    assert len(ledger.unread_results(9)) == 1, "nothing is stored"
+    monkeypatch.setattr(indexer_module, "describe_file", lambda path, _syntax: files[path])
+    indexer.tick(NOW + 61 + 121)
+    assert ledger.unread_results(9) == []
+    assert instances(ledger) == ["9.1", f"{STUDY}.1.1"]
+
+
+def test_files_that_stay_away_are_left_until_the_next_start(
+    sqlite_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many at once stop the reading, so that a share that is away is not asked for each of its files."""
+    monkeypatch.setattr(indexer_module, "_MOST_MISSED", 2)
+    monkeypatch.setattr(indexer_module, "_READ_AT_ONCE", 2)
+    sqlite_ledger.add_instances([described(STUDY, n) for n in range(1, 9)], NOW)
+    emptied(sqlite_ledger)
+    looked: list[Path] = []
+
+    def away(path: Path, _syntax: str) -> dict[str, str]:
+        looked.append(path)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    monkeypatch.setattr(indexer_module, "describe_file", away)
+    indexer = Indexer(sqlite_ledger, tmp_path)
+    for hour in range(50):
+        for seconds in (0, 1, 2):
+            indexer.tick(NOW + 3700.0 * hour + seconds)
+    assert {looked.count(path) for path in looked} == {9}
+    assert len(set(looked)) == 8, "the others are looked at in their turn"
+    by_path = {tmp_path / i.path: described_of(i) for i in (described(STUDY, n) for n in range(1, 9))}
+    monkeypatch.setattr(indexer_module, "describe_file", lambda path, _syntax: by_path[path])
+    again = Indexer(sqlite_ledger, tmp_path)
+    for _ in range(5):
+        again.tick(NOW)
+    assert len(instances(sqlite_ledger)) == 8
 
 
 # ── how SQL finds it ─────────────────────────────────────────────────────────────────────────────
