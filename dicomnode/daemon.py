@@ -101,14 +101,14 @@ class Daemon:
 
     def _new_reports(self) -> ReportService:
         config = self.config
-        return ReportService(config.peers, config.committing(), self.ledger, self._clock)
+        return ReportService(config.peers, config.committing(), self.ledger, self._clock, self._audit)
 
     def _make_stages(self) -> None:
         """Those that keep nothing that a reload must keep."""
         config = self.config
         self._deliverer = Deliverer(config, self.ledger, audit=self._audit, jumps=self._jumps)
         self._committer = Committer(config, self.ledger, self._reports, jumps=self._jumps)
-        self._answerer = Answerer(config, self.ledger, self._asked_over, self._jumps)
+        self._answerer = Answerer(config, self.ledger, self._asked_over, self._jumps, self._audit)
         self._fetcher = Fetcher(
             config, self.ledger, lambda event, peer: self._storing.take(event, peer), audit=self._audit
         )

@@ -65,6 +65,8 @@ class _Missing:
 
     series_instance_uid: str
     uids: tuple[str, ...]
+    sop_classes: tuple[str, ...]
+    """Of those whose class the peer tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +142,16 @@ class Fetcher:
     def _ask_peer(self, peer: Peer, case: Case, want: Want, now: float) -> _Answer | None:
         """returns: None when the peer did not answer."""
         number = self._ledger.begin_enquiry(case.id, peer.name, want.lacking, now)
-        settings, study = self._settings, case.study_instance_uid
-        self._audit.asked(Party(peer.ae_title, peer.host), study)
+        settings, party = self._settings, Party(peer.ae_title, peer.host)
+        self._audit.asked(party, case.study_instance_uid)
         try:
             with source(
                 peer, self._our_ae_title, settings.timeout_s, settings.by, sorted(PULLED), self._store
             ) as asked:
                 with self._lock:
                     self._asked = asked
-                missing, note = self._missing(asked, case, want)
-                pulled = Pulled(0, 0, "")
-                for series in missing:
-                    pulled += asked.pull(study, series.series_instance_uid, series.uids)
+                missing, note = self._missing(asked, party, case, want)
+                pulled = self._pull(asked, party, case, missing)
         except LedgerUnavailable:
             raise
         except Transient as error:
@@ -172,6 +172,23 @@ class Fetcher:
         answer = _Answer(sum(len(series.uids) for series in missing), pulled, note)
         self._record(number, peer, case, answer)
         return answer
+
+    def _pull(self, asked: Source, party: Party, case: Case, missing: list[_Missing]) -> Pulled:
+        """Have it sent. Raises Transient."""
+        pulled = Pulled(0, 0, "")
+        if not missing:
+            return pulled
+        study, patient = case.study_instance_uid, case.identity.patient_id
+        self._audit.fetching(party, study, patient, [uid for series in missing for uid in series.sop_classes])
+        wanted = sum(len(series.uids) for series in missing)
+        try:
+            for series in missing:
+                pulled += asked.pull(study, series.series_instance_uid, series.uids)
+        finally:
+            if pulled.completed < wanted:
+                text = f"{wanted - pulled.completed} of {wanted} object(s) did not come; the log says why"
+                self._audit.not_fetched(party, study, patient, text)
+        return pulled
 
     def _in_vain(self, number: int, reason: str) -> _Answer:
         self._ledger.end_enquiry(number, "refused", missing=0, came=0, detail=reason)
@@ -204,7 +221,7 @@ class Fetcher:
 
     # ── what is missing ──────────────────────────────────────────────────────────────────────
 
-    def _missing(self, asked: Source, case: Case, want: Want) -> tuple[list[_Missing], str]:
+    def _missing(self, asked: Source, party: Party, case: Case, want: Want) -> tuple[list[_Missing], str]:
         """returns: what the peer has of the study and the node needs, and what was left out."""
         held = self._ledger.holdings(case.id)
         missing: list[_Missing] = []
@@ -214,6 +231,7 @@ class Fetcher:
             classes = _wanted_classes(series, held, want)
             if not classes:
                 continue
+            self._audit.asked(party, case.study_instance_uid, series.uid)
             objects = asked.objects(case.study_instance_uid, series.uid)
             # A peer that does not tell the class is taken at its modality's word.
             uids = [o.uid for o in objects if o.sop_class_uid in classes or not o.sop_class_uid]
@@ -222,7 +240,8 @@ class Fetcher:
                 left_out += 1
             elif unknown:
                 room -= len(unknown)
-                missing.append(_Missing(series.uid, tuple(uid for uid in uids if uid in unknown)))
+                told = tuple(o.sop_class_uid for o in objects if o.uid in unknown and o.sop_class_uid)
+                missing.append(_Missing(series.uid, tuple(uid for uid in uids if uid in unknown), told))
         note = f"{left_out} series left out: more than [fetch] max_objects" if left_out else ""
         return missing, note
 

@@ -178,6 +178,33 @@ class Audit:
         for association in dead:
             self.ended(association)
 
+    def fetching(
+        self, party: Party, study_instance_uid: str, patient_id: str, sop_classes: Iterable[str]
+    ) -> None:
+        """A C-MOVE or C-GET of ours begins (A.5.3.3). What comes is told as it is received."""
+        event = Event(m.BEGIN_TRANSFERRING, Action.EXECUTE, self._clock())
+        self._incoming(event, party, study_instance_uid, patient_id, sop_classes)
+
+    def not_fetched(self, party: Party, study_instance_uid: str, patient_id: str, failure: str) -> None:
+        """Something of it did not come (A.5.3.7)."""
+        event = Event(
+            m.INSTANCES_TRANSFERRED, Action.CREATE, self._clock(), Outcome.MINOR_FAILURE, None, failure
+        )
+        self._incoming(event, party, study_instance_uid, patient_id, ())
+
+    def _incoming(
+        self,
+        event: Event,
+        party: Party,
+        study_instance_uid: str,
+        patient_id: str,
+        sop_classes: Iterable[str],
+    ) -> None:
+        source = _other(party, m.SOURCE_ROLE)
+        destination = self._ourselves(m.DESTINATION_ROLE, is_requestor=True)
+        study = Study(study_instance_uid, sorted(Counter(sop_classes).items()))
+        self._tell(event, [source, destination], studies=[study], patient_id=patient_id)
+
     # ── what leaves the node ─────────────────────────────────────────────────────────────────
 
     def sending(
@@ -213,11 +240,7 @@ class Audit:
     ) -> None:
         """A C-MOVE or C-GET has ended: a message for each study and outcome (A.5.3.7)."""
         for ones, failure in ((objects, ""), (failed, "not sent; the log names object and reason")):
-            studies: dict[tuple[str, str], list[str]] = {}
-            for one in ones:
-                key = one.study_instance_uid, one.patient_id
-                studies.setdefault(key, []).append(one.sop_class_uid)
-            for (study, patient), classes in studies.items():
+            for (study, patient), classes in _by_study(ones).items():
                 self.sent(party, study, patient, classes, failure=failure, asked_by=asked_by)
 
     def _outgoing(
@@ -261,12 +284,33 @@ class Audit:
         query = Query(sop_class_uid, transfer_syntax_uid, identifier)
         self._tell(event, [source, destination], query=query)
 
-    def asked(self, answering: Party, study_instance_uid: str) -> None:
-        """A C-FIND of ours, for what another system has of a study."""
-        identifier = _element(0x0008, 0x0052, "SERIES") + _element(0x0020, 0x000D, study_instance_uid)
+    def asked(self, answering: Party, study_instance_uid: str, series_instance_uid: str = "") -> None:
+        """A C-FIND of ours, for what another system has of a study, or of one of its series."""
+        level = "IMAGE" if series_instance_uid else "SERIES"
+        identifier = _element(0x0008, 0x0052, level) + _element(0x0020, 0x000D, study_instance_uid)
+        if series_instance_uid:
+            identifier += _element(0x0020, 0x000E, series_instance_uid)
         self.queried(None, answering, STUDY_ROOT_FIND, _IMPLICIT_LITTLE_ENDIAN, identifier)
 
     # ── what the node does with it ───────────────────────────────────────────────────────────
+
+    def committed(
+        self, party: Party, objects: Iterable[Belonging], failed: Iterable[Belonging], *, we_asked: bool
+    ) -> None:
+        """Storage commitment, of which PS3.15 has no event of its own: objects were looked at (A.5.3.6).
+
+        party: whom we asked, or who asked us; the other of the two commits.
+        """
+        for ones, is_failure in ((objects, False), (failed, True)):
+            outcome = Outcome.MINOR_FAILURE if is_failure else Outcome.SUCCESS
+            text = f"storage commitment: {'not committed to' if is_failure else 'committed to'}"
+            for (study, patient), classes in _by_study(ones).items():
+                self._tell(
+                    Event(m.INSTANCES_ACCESSED, Action.READ, self._clock(), outcome, None, text),
+                    [self._ourselves(None, is_requestor=we_asked), _other(party, is_requestor=not we_asked)],
+                    studies=[Study(study, sorted(Counter(classes).items()))],
+                    patient_id=patient,
+                )
 
     def accessed(self, study_instance_uid: str, patient_id: str, sop_classes: Iterable[str]) -> None:
         """A computation begins to read a study (A.5.3.6)."""
@@ -319,6 +363,14 @@ class Audit:
 
 def _other(party: Party, role: m.Code | None = None, *, is_requestor: bool = False) -> Participant:
     return Participant(party.ae_title, party.ae_title, party.address, role, is_requestor)
+
+
+def _by_study(objects: Iterable[Belonging]) -> dict[tuple[str, str], list[str]]:
+    """(Study Instance UID, Patient ID) → SOP classes."""
+    studies: dict[tuple[str, str], list[str]] = {}
+    for one in objects:
+        studies.setdefault((one.study_instance_uid, one.patient_id), []).append(one.sop_class_uid)
+    return studies
 
 
 def _element(group: int, number: int, value: str) -> bytes:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from pydicom.dataset import Dataset
 
+from dicomnode.audit.trail import SILENT, Audit, Party
 from dicomnode.clock import Jumps
 from dicomnode.commitment.message import EventType, FailureReason, Request, report_to_dataset
 from dicomnode.commitment.scp import OpenAssociations
@@ -38,8 +39,14 @@ class Answerer:
     """
 
     def __init__(
-        self, config: Config, ledger: Ledger, associations: OpenAssociations, jumps: Jumps | None = None
+        self,
+        config: Config,
+        ledger: Ledger,
+        associations: OpenAssociations,
+        jumps: Jumps | None = None,
+        audit: Audit = SILENT,
     ) -> None:
+        self._audit = audit
         self._jumps = jumps or Jumps(steady=None)
         self._settings = config.commitment
         self._deliver = config.deliver
@@ -88,6 +95,10 @@ class Answerer:
         else:
             self._resting.wake(promise.peer)
             self._ledger.told(promise.id, now)
+            try:
+                self._tell_audit(promise, request, failed)
+            except LedgerUnavailable as error:
+                log.error("the audit trail lacks what was committed to %s: %s", promise.peer, error)
             self._say(promise, len(request.objects), failed)
 
     def _tell_at_once(self, promise: Promise, event: EventType, report: Dataset) -> bool:
@@ -101,6 +112,18 @@ class Answerer:
             log.info("%s did not wait for the report: %s", promise.peer, error)
             return False
         return True
+
+    def _tell_audit(self, promise: Promise, request: Request, failed: Mapping[str, FailureReason]) -> None:
+        """What was looked at, of what the node offers to others; of the rest it knows no patient."""
+        if not self._audit.is_kept:
+            return
+        peer = self._peers.get(promise.peer)
+        party = Party(promise.peer, "" if peer is None else peer.host)
+        committed, not_committed = (
+            self._ledger.belongings([uid for _, uid in request.objects if (uid in failed) is wanted])
+            for wanted in (False, True)
+        )
+        self._audit.committed(party, committed, not_committed, we_asked=False)
 
     def _failures(self, request: Request) -> dict[str, FailureReason]:
         """SOP Instance UIDs that the node does not take responsibility for, and why."""

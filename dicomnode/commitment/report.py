@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import evt
 from pynetdicom.presentation import PresentationContext, build_context
 
+from dicomnode.audit.trail import SILENT, Audit, Party
 from dicomnode.commitment.message import (
     PUSH_MODEL_SYNTAXES,
     Malformed,
@@ -28,6 +29,7 @@ from dicomnode.commitment.message import (
 from dicomnode.contexts import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
+from dicomnode.records import Commitment
 
 if TYPE_CHECKING:
     from dicomnode.config import AnyRight, Peer
@@ -52,7 +54,9 @@ class ReportService:
         committing: Sequence[str],
         ledger: Ledger,
         clock: Callable[[], float] = time.time,
+        audit: Audit = SILENT,
     ) -> None:
+        self._audit = audit
         self._peers = {peer.ae_title.strip(): peer for peer in peers}
         self._committing = tuple(committing)
         self._ledger = ledger
@@ -86,7 +90,7 @@ class ReportService:
         name = peer.name if peer is not None else ae_title
         try:
             report = self._read(event)
-            status = self._take(report, name)
+            status = self._take(report, name, event, ae_title)
         except Malformed as flaw:
             log.warning("a storage commitment report of %s is refused: %s", name, flaw.reason)
             status = flaw.status
@@ -103,7 +107,7 @@ class ReportService:
         with of_a_peer():
             return report_of(event.event_type or 0, event.event_information)
 
-    def _take(self, report: Report, peer: str) -> int:
+    def _take(self, report: Report, peer: str, event: evt.Event, ae_title: str) -> int:
         before = self._ledger.reported(
             report.transaction_uid,
             peer,
@@ -123,6 +127,10 @@ class ReportService:
                 "%s reports again on transaction %s (%s)", peer, report.transaction_uid, before.outcome
             )
             return _SUCCESS
+        try:
+            self._tell(report, before, event, ae_title)
+        except LedgerUnavailable as error:  # the report itself is recorded
+            log.error("the audit trail lacks a storage commitment report of %s: %s", peer, error)
         said = ", ".join(f"{uid} {words(reason)}" for uid, reason in report.failed.items())
         log.log(
             logging.WARNING if said else logging.INFO,
@@ -130,3 +138,13 @@ class ReportService:
             peer, len(report.committed), report.transaction_uid, f"; not to {said}" if said else "",
         )  # fmt: skip
         return _SUCCESS
+
+    def _tell(self, report: Report, commitment: Commitment, event: evt.Event, ae_title: str) -> None:
+        """The audit trail: what it says of our results, whatever else it names."""
+        if not self._audit.is_kept:
+            return
+        results = self._ledger.results_of(commitment.run_id)
+        committed = [one for uid, one in results.items() if uid in report.committed]
+        failed = [one for uid, one in results.items() if uid in report.failed]
+        party = Party.at_the_other_end(event.assoc, ae_title)
+        self._audit.committed(party, committed, failed, we_asked=True)

@@ -20,6 +20,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from dicomnode.commitment.message import (
     PUSH_MODEL_SYNTAXES,
     REQUEST_STORAGE_COMMITMENT,
+    FailureReason,
     Malformed,
     Request,
     of_a_peer,
@@ -39,6 +40,8 @@ _SUCCESS = 0x0000
 _NO_SUCH_INSTANCE = 0x0112
 _NO_SUCH_ACTION = 0x0123
 _NOT_AUTHORIZED = 0x0124
+# PS3.3 C.14.1.1 has it as Failure Reason. PS3.7 Annex C has no status that says it, and every other misleads.
+_DUPLICATE_TRANSACTION_UID = int(FailureReason.DUPLICATE_TRANSACTION_UID)
 _RESOURCE_LIMITATION = 0x0213
 
 
@@ -118,13 +121,17 @@ class CommitmentService:
             # What was acknowledged a moment ago is durable, but the ledger may not have heard of it.
             now = self._clock()
             self._flush(now)
-            number, is_new = self._ledger.promise(ae_title, request.transaction_uid, request.objects, now)
+            promised = self._ledger.promise(ae_title, request.transaction_uid, request.objects, now)
+            if promised is None:
+                text = f"it has asked about other objects in transaction {request.transaction_uid}"
+                raise Malformed(text, _DUPLICATE_TRANSACTION_UID)
         except Malformed as flaw:
             log.warning("a storage commitment request of %s is refused: %s", ae_title, flaw.reason)
             return flaw.status, None
         except LedgerUnavailable as error:
             log.error("a storage commitment request of %s could not be recorded: %s", ae_title, error)
             return _RESOURCE_LIMITATION, None
+        number, is_new = promised
         self._associations.put(number, event.assoc)
         again = "" if is_new else " once more"
         log.info("%s asks%s to commit to %d object(s)", ae_title, again, len(request.objects))

@@ -22,11 +22,12 @@ class Promises(Database):
 
     def promise(
         self, peer: str, transaction_uid: str, objects: Sequence[tuple[str, str]], now: float
-    ) -> tuple[int, bool]:
+    ) -> tuple[int, bool] | None:
         """A peer asks for storage commitment. objects: SOP Class and SOP Instance UIDs.
 
         The same transaction again is the same request, and is reported on again: its sender may not
-        have heard the first answer. returns: its number, and whether it is new.
+        have heard the first answer. returns: its number, and whether it is new; None when the peer has
+        asked about other objects under that UID.
         """
         values = {
             "objects_json": json.dumps([list(pair) for pair in objects]),
@@ -39,10 +40,13 @@ class Promises(Database):
         }
         theirs = (PROMISES.c.peer == peer, PROMISES.c.transaction_uid == transaction_uid)
         with self._decide() as connection:
-            number = connection.execute(select(PROMISES.c.id).where(*theirs)).scalar_one_or_none()
-            if number is not None:
-                connection.execute(update(PROMISES).where(PROMISES.c.id == number).values(**values))
-                return number, False
+            query = select(PROMISES.c.id, PROMISES.c.objects_json).where(*theirs)
+            before = connection.execute(query).one_or_none()
+            if before is not None:
+                if {tuple(pair) for pair in json.loads(before.objects_json)} != set(objects):
+                    return None
+                connection.execute(update(PROMISES).where(PROMISES.c.id == before.id).values(**values))
+                return before.id, False
             added = insert_row(connection, PROMISES, peer=peer, transaction_uid=transaction_uid, **values)
             return added, True
 

@@ -8,7 +8,7 @@ from sqlalchemy import select
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import in_chunks
-from dicomnode.ledger.schema import HELD_INSTANCES, HELD_SERIES, HELD_STUDIES, INSTANCES, RESULTS, RUNS
+from dicomnode.ledger.schema import CASES, HELD_INSTANCES, HELD_SERIES, HELD_STUDIES, INSTANCES, RESULTS, RUNS
 from dicomnode.records import Belonging, Kept
 
 
@@ -41,3 +41,13 @@ class Whose(Database):
             )
         with self._read() as connection:
             return list(connection.execute(query).scalars())
+
+    def results_of(self, run_id: int) -> dict[str, Belonging]:
+        """SOP Instance UID → whose it is, of the results of a run, also of one that newer results replace."""
+        columns = CASES.c.study_instance_uid, CASES.c.patient_id, RESULTS.c.sop_class_uid
+        joined = RESULTS.join(RUNS, RUNS.c.id == RESULTS.c.run_id).join(CASES, CASES.c.id == RUNS.c.case_id)
+        query = (
+            select(RESULTS.c.sop_instance_uid, *columns).select_from(joined).where(RESULTS.c.run_id == run_id)
+        )
+        with self._read() as connection:
+            return {uid: Belonging(*row) for uid, *row in connection.execute(query).all()}

@@ -53,30 +53,40 @@ class IdentityCheck:
             return ""
         if offered is None or offered.kind not in (USERNAME, USERNAME_AND_PASSCODE):
             return "it gives no user name (user identity negotiation)"
-        if not hmac.compare_digest(offered.user, peer.user.encode()):
-            return "it gives another user name"
+        is_user = hmac.compare_digest(offered.user, peer.user.encode())
+        another = "it gives another user name"
         if not peer.password_hash:
-            return ""
+            return "" if is_user else another
         if offered.kind != USERNAME_AND_PASSCODE:
-            return "it gives no password"
+            return "it gives no password" if is_user else another
         digest = hmac.digest(self._key, offered.password, "sha256")
-        if hmac.compare_digest(self._right.get(peer.password_hash, b""), digest):
+        if is_user and hmac.compare_digest(self._right.get(peer.password_hash, b""), digest):
             return ""
         if not self._waiting.acquire(blocking=False):
             return "too many callers give passwords that are new"
         try:
-            is_right = self._is_right(peer.password_hash, offered.password, digest)
+            if not is_user:
+                # As long as for a wrong password: the time tells nobody which user names there are.
+                _verified(_nobodys(peer.password_hash), offered.password)
+                return another
+            if not _verified(peer.password_hash, offered.password):
+                return "it gives a wrong password"
         finally:
             self._waiting.release()
-        return "" if is_right else "it gives a wrong password"
+        self._right[peer.password_hash] = digest
+        return ""
 
-    def _is_right(self, password_hash: str, password: bytes, digest: bytes) -> bool:
-        _, n, r, p, salt, wanted = password_hash.split("$")
-        found = _scrypt(password, int(n), int(r), int(p), bytes.fromhex(salt))
-        if not hmac.compare_digest(found, bytes.fromhex(wanted)):
-            return False
-        self._right[password_hash] = digest
-        return True
+
+def _verified(password_hash: str, password: bytes) -> bool:
+    _, n, r, p, salt, wanted = password_hash.split("$")
+    found = _scrypt(password, int(n), int(r), int(p), bytes.fromhex(salt))
+    return hmac.compare_digest(found, bytes.fromhex(wanted))
+
+
+def _nobodys(password_hash: str) -> str:
+    """A hash that costs the same and that no password has."""
+    *parameters, salt, _ = password_hash.split("$")
+    return "$".join((*parameters, salt, bytes(_HASH_BYTES).hex()))
 
 
 def password_to_send(peer: Peer) -> bytes:

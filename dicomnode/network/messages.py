@@ -187,7 +187,11 @@ class DIMSE(DIMSEServiceProvider):
 
     def get_msg(self, block: bool = False) -> Any:
         if block:
-            return super().get_msg(block=True)
+            item: Any = super().get_msg(block=True)
+            while is_report(item[1]):  # of the peer's own, while we wait for its answer
+                self.assoc._serve_request(item[1], item[0])
+                item = super().get_msg(block=True)
+            return item
         with contextlib.suppress(queue.Empty):
             return self.msg_queue.get(timeout=IDLE_S)
         return None, None
@@ -195,6 +199,11 @@ class DIMSE(DIMSEServiceProvider):
     def ring(self) -> None:
         """Wake the thread that waits in `get_msg`."""
         self.msg_queue.put((None, None))
+
+
+def is_report(message: Any) -> bool:
+    """Whether it is an N-EVENT-REPORT request: a response names what it answers (PS3.7 10.1.1.1)."""
+    return isinstance(message, N_EVENT_REPORT) and message.MessageIDBeingRespondedTo is None
 
 
 def close_data_set(request: C_STORE) -> None:

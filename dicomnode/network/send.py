@@ -28,7 +28,6 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association, ServiceUser
-from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.pdu_primitives import A_ASSOCIATE, MaximumLengthNotification, UserIdentityNegotiation
 from pynetdicom.presentation import build_context, build_role
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, VERIFICATION_SERVICE_CLASS_STATUS
@@ -38,7 +37,7 @@ from dicomnode.contexts import VERIFICATION
 from dicomnode.errors import NodeError, Transient
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomnode.network.identity import USERNAME, USERNAME_AND_PASSCODE, password_to_send
-from dicomnode.network.messages import INVALID_PDU
+from dicomnode.network.messages import INVALID_PDU, MAX_WAITING_MESSAGES, is_report
 from dicomnode.network.wire import read_through
 from dicomnode.tls import caller
 
@@ -364,21 +363,36 @@ def _keep_answers(association: Association) -> None:
     pynetdicom's thread of the association also takes messages. It is not always paused in time, and an
     answer that it takes is lost: the object would count as unanswered after the whole timeout. A report
     that comes while an answer is awaited would be taken for that answer; some peers want it answered first.
+
+    Reports are served one after the other: pynetdicom makes a thread of each, which here hands it over and
+    ends, and a peer that sends many without waiting for their answers is aborted.
     """
     messages = _Messages()
     dimse = cast(Any, association.dimse)
     take, dimse.msg_queue = dimse.get_msg, messages
+    serve = association._serve_request
+
+    def serve_in_turn(message: Any, context_id: int) -> None:
+        if threading.current_thread() is association:
+            serve(message, context_id)
+        elif messages.qsize() < MAX_WAITING_MESSAGES:
+            messages.put((context_id, message))
+        elif association.is_established:
+            log.warning("%s sends reports and waits for no answer: aborted", association.acceptor.ae_title)
+            association.abort(block=False)
+            messages.put((None, None))  # whoever waits for an answer hears of it
 
     def get_msg(block: bool = False) -> Any:
         if not block:
             return messages.next_report()
         item = take(block=True)
-        while _is_report(item[1]):
-            association._serve_request(item[1], item[0])
+        while is_report(item[1]):
+            serve(item[1], item[0])
             item = take(block=True)
         return item
 
     dimse.get_msg = get_msg
+    cast(Any, association)._serve_request = serve_in_turn
 
 
 class _Messages(queue.Queue[Any]):
@@ -387,14 +401,9 @@ class _Messages(queue.Queue[Any]):
     def next_report(self) -> Any:
         """(context ID, message) if the next message is a report, else (None, None)."""
         with self.mutex:
-            if self.queue and _is_report(self.queue[0][1]):
+            if self.queue and is_report(self.queue[0][1]):
                 return self.queue.popleft()
         return None, None
-
-
-def _is_report(message: Any) -> bool:
-    # PS3.7 10.1.1.1: a response names the request that it answers.
-    return isinstance(message, N_EVENT_REPORT) and message.MessageIDBeingRespondedTo is None
 
 
 class _Window(queue.Queue[Any]):

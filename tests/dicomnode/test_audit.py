@@ -29,6 +29,7 @@ from dicomnode.audit.syslog import FileSink, Sender, StreamSink, UdpSink
 from dicomnode.audit.trail import Audit, Party
 from dicomnode.config import Audit as Settings
 from dicomnode.config import Tls
+from dicomnode.records import Belonging
 from tests.certificates import Authority
 from tests.dicomnode.modality import association, ct_slice, encoded, running_node, send
 
@@ -651,6 +652,34 @@ def test_what_is_asked_of_another_system_is_a_query_of_ours(trail: Trail) -> Non
     assert query is not None
     keys = decode(BytesIO(base64.b64decode(query.text or "")), is_implicit_vr=True, is_little_endian=True)
     assert (keys.QueryRetrieveLevel, keys.StudyInstanceUID) == ("SERIES", "1.2.840.3")
+
+
+def test_what_we_fetch_is_told_when_it_begins_and_where_it_did_not_come(trail: Trail) -> None:
+    trail.audit.fetching(PACS, "1.2.3", "PAT-1", [CT, CT, NM])
+    trail.audit.not_fetched(PACS, "1.2.3", "PAT-1", "1 of 3 object(s) did not come")
+    begun, lacking = trail.messages()
+    for each in (begun, lacking):
+        assert participants(each) == [
+            ("AETITLES=PACS", "110153", "false"),
+            ("AETITLES=DICOMNODE", "110152", "true"),
+        ]
+        assert objects(each) == {"110180": "1.2.3", "2": "PAT-1"}
+    assert (codes(begun)["EventID"], instances(begun)) == ("110102", {CT: "2", NM: "1"})
+    assert (codes(lacking)["EventID"], codes(lacking)["EventOutcomeIndicator"]) == ("110104", "4")
+
+
+@pytest.mark.parametrize("we_asked", [True, False])
+def test_storage_commitment_is_an_access_for_each_study_and_outcome(trail: Trail, we_asked: bool) -> None:
+    kept = [Belonging("1.2.3", "PAT-1", CT), Belonging("1.2.3", "PAT-1", CT), Belonging("1.2.4", "PAT-2", NM)]
+    trail.audit.committed(PACS, kept, [Belonging("1.2.3", "PAT-1", NM)], we_asked=we_asked)
+    first, second, failed = trail.messages()
+    assert [codes(each)["EventID"] for each in (first, second, failed)] == 3 * ["110103"]
+    assert [codes(each)["EventOutcomeIndicator"] for each in (first, second, failed)] == ["0", "0", "4"]
+    assert objects(first) == {"110180": "1.2.3", "2": "PAT-1"}
+    assert (instances(first), instances(second), instances(failed)) == ({CT: "2"}, {NM: "1"}, {NM: "1"})
+    asked = {ae_title: who for ae_title, _, who in participants(first)}
+    assert asked == {"AETITLES=DICOMNODE": str(we_asked).lower(), "AETITLES=PACS": str(not we_asked).lower()}
+    assert "storage commitment" in (first.findtext(".//EventOutcomeDescription") or "")
 
 
 def test_what_came_by_our_own_c_get_names_us_as_who_asked(trail: Trail) -> None:

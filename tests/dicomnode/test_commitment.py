@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 
+from dicomnode.audit.trail import Audit
 from dicomnode.clock import Jumps
 from dicomnode.commitment import wire as commitment_wire
 from dicomnode.commitment.ask import Committer
 from dicomnode.commitment.report import ReportService
+from dicomnode.config import Audit as AuditSettings
 from dicomnode.config import Config, Receive, parse
 from dicomnode.deliver import Deliverer
 from dicomnode.demo.standin_pacs import StandinPacs
@@ -24,7 +27,7 @@ from dicomnode.ledger import Ledger
 from dicomnode.network.receive import Receiver
 from dicomnode.records import Case, Commitment
 from dicomnode.states import Event, State
-from tests.dicomnode.committing_pacs import ALL, SOME_FAILED, CommittingPacs, report, send_report
+from tests.dicomnode.committing_pacs import ALL, SOME_FAILED, Asked, CommittingPacs, report, send_report
 from tests.dicomnode.results_on_disk import case_for, compute_again, instance, rows
 
 H = 3600.0
@@ -622,6 +625,33 @@ def test_the_pacs_reports_over_an_association_of_its_own_in_the_scp_role(
         assert send_report(port, report(pacs.asked[0]), role=False) is None
         assert send_report(port, report(pacs.asked[0])) == 0x0000
     assert ledger.case(case.id).state is State.DONE
+
+
+def test_what_a_pacs_committed_to_is_in_the_audit_trail(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+) -> None:
+    """Instances Accessed (PS3.15 A.5.3.6), of what it was asked about alone."""
+    case = case_for(ledger, tmp_path, pacs)
+    config, file = config_for(tmp_path, pacs), tmp_path / "audit.log"
+    audit = Audit(AuditSettings(file=file), "DICOMNODE")
+    stages = Stages(config, ledger)
+    stages.reports = ReportService(config.peers, config.committing(), ledger, lambda: 20.0, audit)
+    stages.tick(20.0)
+    (asked,) = pacs.asked
+    refused = asked.objects[0][1]
+    more = Asked(asked.transaction, (*asked.objects, (asked.objects[0][0], "1.2.3.4.5.6")), 1, INSTANCE)
+    with listening(stages) as port:
+        assert send_report(port, report(more, {refused: 0x0110}), SOME_FAILED) == 0x0000
+        assert send_report(port, report(asked)) == 0x0000, "again, and of no more consequence"
+    audit.stopped()
+    committed, failed = (line for line in file.read_text().splitlines() if "110103" in line)
+    assert 'EventOutcomeIndicator="0"' in committed
+    assert 'EventOutcomeIndicator="4"' in failed
+    for line in (committed, failed):
+        assert "AETITLES=PACS" in line
+        assert f'ParticipantObjectID="{case.study_instance_uid}"' in line
+    counted = sum(map(int, re.findall(r'NumberOfInstances="(\d+)"', committed + failed)))
+    assert counted == len(asked.objects)
 
 
 def test_a_peer_that_is_not_asked_may_not_report(

@@ -26,8 +26,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 from pynetdicom.transport import ThreadedAssociationServer
 
+from dicomnode.audit.trail import Audit
 from dicomnode.commitment.answer import Answerer
 from dicomnode.commitment.scp import CommitmentService, OpenAssociations
+from dicomnode.config import Audit as AuditSettings
 from dicomnode.config import Config, Peer, Receive, parse
 from dicomnode.ledger import Ledger
 from dicomnode.network.receive import Receiver
@@ -282,6 +284,39 @@ def test_the_same_transaction_again_is_told_again(node: Node, modality: Modality
         assert ask(node, ds) == 0x0000
         node.tick(now)
     assert [report.TransactionUID for _, report in modality.told] == 2 * [ds.TransactionUID]
+
+
+def test_what_was_looked_at_for_a_peer_is_in_the_audit_trail(node: Node, tmp_path: Path) -> None:
+    """Instances Accessed (PS3.15 A.5.3.6), and of what is not here no message: no patient is known."""
+    file = tmp_path / "audit.log"
+    audit = Audit(AuditSettings(file=file), "DICOMNODE")
+    node.answerer = Answerer(node.config, node.ledger, node.associations, audit=audit)
+    assert ask(node, request([*stored(node, 2), (str(CTImageStorage), "1.2.3.4.99")])) == 0x0000
+    node.tick(1002.0)
+    audit.stopped()
+    (told,) = [line for line in file.read_text().splitlines() if "110103" in line]
+    assert "AETITLES=SCANNER" in told
+    assert 'ParticipantObjectID="1.2.3"' in told
+    assert 'NumberOfInstances="2"' in told
+    assert "storage commitment: committed to" in told
+
+
+def test_the_same_transaction_about_other_objects_is_refused_and_the_first_is_kept(
+    node: Node, modality: Modality
+) -> None:
+    """0x0131, duplicate transaction UID (PS3.3 C.14.1.1)."""
+    first, second, third = stored(node, 3)
+    assert ask(node, request([first, second], "1.2.3.99")) == 0x0000
+    for others in ([first], [first, second, third], [third]):
+        assert ask(node, request(others, "1.2.3.99")) == 0x0131
+    # In another order they are the same, and the transaction of another peer is another one.
+    assert ask(node, request([second, first], "1.2.3.99")) == 0x0000
+    assert ask(node, request([third], "1.2.3.99"), "CAMERA") == 0x0000
+    promises = {promise.peer: node.ledger.promised(promise.id) for promise in node.promises()}
+    assert set(promises["SCANNER"]) == {first, second}
+    node.tick(1002.0)
+    assert [event for event, _ in modality.told] == [1]
+    assert ask(node, request([third], "1.2.3.99")) == 0x0131, "also after it was told"
 
 
 # ── a modality that is away ──────────────────────────────────────────────────────────────────────

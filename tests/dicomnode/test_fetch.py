@@ -23,7 +23,9 @@ from pydicom.uid import (
 from pynetdicom import evt
 
 from dicomnode.assemble import Assembler
+from dicomnode.audit.trail import Audit
 from dicomnode.config import Assemble, Config, parse
+from dicomnode.config import Audit as AuditSettings
 from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import ConfigurationError
 from dicomnode.fetch import PULLED, Fetcher
@@ -137,6 +139,43 @@ def test_a_missing_ct_is_found_and_pulled(ledger: Ledger, tmp_path: Path, pacs: 
     (enquiry,) = enquiries(ledger, case)
     assert (enquiry.peer, enquiry.at, enquiry.lacking) == ("PACS", 100.0, LACKS_CT[0])
     assert (enquiry.outcome, enquiry.missing, enquiry.came) == ("came", 3, 3)
+
+
+def test_every_query_and_the_beginning_of_a_transfer_are_in_the_audit_trail(
+    ledger: Ledger, tmp_path: Path, pacs: ArchivePacs
+) -> None:
+    pacs.kept += slices(3)
+    case = collecting(ledger)
+    lacks(ledger, case)
+    file = tmp_path / "audit.log"
+    audit = Audit(AuditSettings(file=file), "DICOMNODE", lambda: 100.0)
+    Fetcher(config_for(tmp_path, pacs), ledger, Receiving(ledger), lambda: 0.0, audit).tick(100.0)
+    audit.stopped()
+    told = [line for line in file.read_text().splitlines() if "110120" not in line and "110121" not in line]
+    assert ["110112" in line for line in told] == [True, True, False], "C-FIND of series, of objects"
+    assert "110102" in told[2]
+    assert 'NumberOfInstances="3"' in told[2]
+    assert case.identity.patient_id in told[2]
+
+
+def test_what_did_not_come_is_a_failure_in_the_audit_trail(
+    ledger: Ledger, tmp_path: Path, pacs: ArchivePacs
+) -> None:
+    pacs.kept += slices(3)
+    lacks(ledger, collecting(ledger))
+    file = tmp_path / "audit.log"
+    audit = Audit(AuditSettings(file=file), "DICOMNODE", lambda: 100.0)
+
+    def full(_event: evt.Event, _peer: str) -> Dataset:
+        status = Dataset()
+        status.Status = 0xA700
+        return status
+
+    Fetcher(config_for(tmp_path, pacs), ledger, full, lambda: 0.0, audit).tick(100.0)
+    audit.stopped()
+    (failure,) = [line for line in file.read_text().splitlines() if "110104" in line]
+    assert 'EventOutcomeIndicator="4"' in failure
+    assert "3 of 3 object(s) did not come" in failure
 
 
 def test_of_a_series_that_came_in_part_only_the_rest_is_pulled(

@@ -21,6 +21,7 @@ from pynetdicom.pdu_primitives import UserIdentityNegotiation
 
 from dicomnode.config import Config, Peer, Tls
 from dicomnode.errors import ConfigurationError, Transient
+from dicomnode.network import identity as identity_module
 from dicomnode.network.identity import MAX_WAITING, IdentityCheck, Offered, hash_password
 from dicomnode.network.send import AssociationRefused, echo, rejection
 from dicomnode.tls import (
@@ -341,6 +342,35 @@ def test_we_call_over_tls_and_check_who_answers(tmp_path: Path, hospital: Hospit
 
 
 # ── user identity ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_wrong_user_name_costs_as_much_as_a_wrong_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the time would tell which user names there are, and whether a password is remembered as right."""
+    costs: list[tuple[int, int, int]] = []
+    scrypt = identity_module._scrypt
+
+    def counted(password: bytes, n: int, r: int, p: int, salt: bytes) -> bytes:
+        costs.append((n, r, p))
+        return scrypt(password, n, r, p, salt)
+
+    monkeypatch.setattr(identity_module, "_scrypt", counted)
+    check = IdentityCheck()
+    peer = Peer(name="scanner", ae_title="SCANNER", user="nm1", password_hash=HASH)
+    for user, password, said in (
+        (b"nm1", b"Tr0ub4dor", "wrong password"),
+        (b"nm2", b"Tr0ub4dor", "another user name"),
+        (b"nm1", b"correct horse", ""),
+        (b"nm2", b"correct horse", "another user name"),
+    ):
+        costs.clear()
+        assert said in check.refusal(peer, Offered(2, user, password))
+        assert len(costs) == 1, (user, password)
+        assert costs[0] == tuple(int(part) for part in HASH.split("$")[1:4])
+    costs.clear()
+    assert check.refusal(peer, Offered(2, b"nm1", b"correct horse")) == ""
+    assert not costs, "what was right is remembered"
+    assert "another user name" in check.refusal(peer, Offered(1, b"nm2", b""))
+    assert not costs, "and without a password there is nothing to hash"
 
 
 @pytest.mark.parametrize(
