@@ -17,6 +17,12 @@ log = logging.getLogger(__name__)
 _JUMP_S = 1.0
 
 
+def running(now: float, monotonic: Callable[[], float]) -> Callable[[], float]:
+    """A clock that shows `now` at this moment and goes on by one that nobody sets."""
+    started = monotonic()
+    return lambda: now + monotonic() - started
+
+
 class Jumps:
     """Notices that the clock was set ahead.
 

@@ -1,4 +1,4 @@
-"""What the node accepts: SOP classes and transfer syntaxes.
+"""SOP classes: what the node accepts, in which transfer syntaxes, and the UIDs of its services.
 
 The transfer syntaxes are those whose pixel data pydicom can decode with the decoders that are
 installed, asked once at import: what cannot be decoded later must not be accepted now.
@@ -30,6 +30,19 @@ from pydicom.uid import (
 from pynetdicom.presentation import PresentationContext, build_context
 
 VERIFICATION = UID("1.2.840.10008.1.1")
+# PS3.4 C.6.1.3 and C.6.2.3.
+PATIENT_ROOT_FIND = UID("1.2.840.10008.5.1.4.1.2.1.1")
+PATIENT_ROOT_MOVE = UID("1.2.840.10008.5.1.4.1.2.1.2")
+PATIENT_ROOT_GET = UID("1.2.840.10008.5.1.4.1.2.1.3")
+STUDY_ROOT_FIND = UID("1.2.840.10008.5.1.4.1.2.2.1")
+STUDY_ROOT_MOVE = UID("1.2.840.10008.5.1.4.1.2.2.2")
+STUDY_ROOT_GET = UID("1.2.840.10008.5.1.4.1.2.2.3")
+FIND_MODELS = (PATIENT_ROOT_FIND, STUDY_ROOT_FIND)
+MOVE_MODELS = (PATIENT_ROOT_MOVE, STUDY_ROOT_MOVE)
+GET_MODELS = (PATIENT_ROOT_GET, STUDY_ROOT_GET)
+# PS3.4 J.3.5: Storage Commitment, and the one instance of its class, known to everybody.
+PUSH_MODEL = UID("1.2.840.10008.1.20.1")
+PUSH_MODEL_INSTANCE = UID("1.2.840.10008.1.20.1.1")
 
 # Of these an object without pixel data is of no use.
 IMAGE_CLASSES = (

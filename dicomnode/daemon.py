@@ -35,6 +35,7 @@ from dicomnode.computing.executors import executor_for
 from dicomnode.computing.job import Job, Outcome
 from dicomnode.config import Config
 from dicomnode.deliver import Deliverer
+from dicomnode.durable import sync_folder
 from dicomnode.errors import ConfigurationError, LedgerUnavailable
 from dicomnode.fetch import Fetcher
 from dicomnode.ledger import Ledger
@@ -47,7 +48,7 @@ from dicomnode.query.find import FindService
 from dicomnode.query.indexer import Indexer
 from dicomnode.query.retrieve import GetService, MoveService
 from dicomnode.reception.intake import Intake
-from dicomnode.reception.spool import Spool, sync_folder
+from dicomnode.reception.spool import Spool
 from dicomnode.reception.store import StoreService
 from dicomnode.reload import Reloaded, reloaded
 from dicomnode.retention import Retention

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
 from dicomnode.audit.trail import SILENT, Audit, Party
-from dicomnode.clock import Jumps
+from dicomnode.clock import Jumps, running
 from dicomnode.config import Config, Peer
 from dicomnode.errors import LedgerUnavailable, NodeError, Transient
 from dicomnode.ledger import Ledger
@@ -103,11 +103,7 @@ class Deliverer:
         awake = {name: items for name, items in waiting.items() if asked or not self._rests(name, now)}
         if waiting and not awake:
             return False
-        started = self._monotonic()
-
-        def clock() -> float:
-            return now + self._monotonic() - started
-
+        clock = running(now, self._monotonic)
         happened = Event.SEND if case.state is State.ENCODED else None
         attempt = self._ledger.begin(case.id, happened, "deliver", now)
         try:

@@ -8,6 +8,7 @@
     │   └── Incomplete         something is missing that may still arrive: wait, then hold
     ├── Transient              the world is at fault: try again with back-off
     │   ├── LedgerUnavailable  the database cannot be opened or stays locked
+    │   │   └── RowRefused     it is there, and does not take these values
     │   └── Unavailable        what would compute is not there: waited for, no attempt counts
     └── IllegalTransition      a bug: an event reached a state that refuses it
 
@@ -53,6 +54,10 @@ class Transient(NodeError):
 
 class LedgerUnavailable(Transient):
     """The database cannot be used at the moment."""
+
+
+class RowRefused(LedgerUnavailable):
+    """The database does not take these values; it would take others."""
 
 
 class Unavailable(Transient):

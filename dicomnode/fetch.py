@@ -30,6 +30,7 @@ from pydicom.uid import (
 )
 
 from dicomnode.audit.trail import SILENT, Audit, Party
+from dicomnode.clock import running
 from dicomnode.config import Config, Peer
 from dicomnode.errors import LedgerUnavailable, NodeError, Transient
 from dicomnode.ledger import Ledger
@@ -123,18 +124,18 @@ class Fetcher:
 
     def _ask(self, case: Case, want: Want, now: float) -> None:
         """One round: peer after peer, until one has sent something."""
-        started = self._monotonic()
+        clock = running(now, self._monotonic)
         answers: list[_Answer] = []
         for peer in self._peers:
             if self._resting.rests(peer.name, now) or self._stopping.is_set():
                 continue
-            answer = self._ask_peer(peer, case, want, now + self._monotonic() - started)
+            answer = self._ask_peer(peer, case, want, clock())
             if answer is not None:
                 answers.append(answer)
                 if answer.pulled.completed:
                     break
         if answers or not any(self._resting.rests(peer.name, now) for peer in self._peers):
-            self._conclude(case, want, answers, now + self._monotonic() - started)
+            self._conclude(case, want, answers, clock())
 
     def _ask_peer(self, peer: Peer, case: Case, want: Want, now: float) -> _Answer | None:
         """returns: None when the peer did not answer."""

@@ -254,6 +254,11 @@ class Commitment:
     of it; incomplete, the report was; withdrawn, by a person who had the results sent again."""
     detail: str
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether a further report changes nothing."""
+        return self.outcome in ("committed", "failed", "incomplete", "withdrawn")
+
 
 @dataclass(frozen=True, slots=True)
 class Uncommitted:
@@ -275,15 +280,13 @@ class Uncommitted:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A storage commitment transaction that a peer began, and what it asks about."""
+    """A storage commitment transaction that a peer began."""
 
     id: int
     peer: str
     """AE title."""
     transaction_uid: str
     asked_at: float
-    objects: tuple[tuple[str, str], ...]
-    """(SOP Class UID, SOP Instance UID)."""
     next_attempt_at: float
     tries: int
     """Reports that did not reach the peer."""

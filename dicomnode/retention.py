@@ -25,7 +25,7 @@ from dicomnode.audit.trail import SILENT, Audit
 from dicomnode.clock import Jumps
 from dicomnode.config import Retention as Settings
 from dicomnode.ledger import Ledger
-from dicomnode.reception.spool import Spool
+from dicomnode.reception.spool import QUARANTINE, SPOOL, Spool
 from dicomnode.records import Holding, Kept, Removal
 from dicomnode.states import State
 
@@ -40,8 +40,6 @@ CASES_PER_TICK = 20
 LOW_WATER = 0.9
 # A plan that is longer goes on when this much of it is carried out.
 LONGEST_PLAN = 1000
-_SPOOL = "spool/"
-_QUARANTINE = "quarantine"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +212,7 @@ class Retention:
         return self._settings.minimum_age_h * 3600
 
     def _quarantine(self) -> Path:
-        return self._spool.data_dir / _QUARANTINE
+        return self._spool.data_dir / QUARANTINE
 
     # ── removing ─────────────────────────────────────────────────────────────────────────────
 
@@ -246,7 +244,7 @@ class Retention:
 
     def _is_anew(self, removal: Removal) -> bool:
         """Whether an object that came again lies in the place of a received one that was given up."""
-        if not removal.path.startswith(_SPOOL):
+        if not removal.path.startswith(f"{SPOOL}/"):
             return False
         try:
             written_at = (self._spool.data_dir / removal.path).stat().st_mtime

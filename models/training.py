@@ -11,7 +11,7 @@ the truth: that is a Monte Carlo's, and a weight that followed its noise would p
 
 What the paper does not have: slabs of neighbouring slices, whose windows share the extractor's work
 (`models.slab`); AdamW with a cosine schedule that ends with the budget; a moving average of the weights,
-which is what training returns; BatchNorm that holds still in the second half, so that training and inference
+which is what training returns; BatchNorm that holds still in the last quarter, so that training and inference
 are then the same function; flips; a jitter of the activity, to which dose is proportional.
 
 A batch follows from seed and step alone (`models.samples`): an interrupted training goes on as if it had not
@@ -63,6 +63,7 @@ class Settings:
         holds still.
     activity_jitter: standard deviation of the logarithm of a factor common to SPECT, DVK and truth.
     loss_exponent, loss_floor: p and c of the module's docstring; c in the network's unit of dose.
+    started_from: name and sha256 of the weights that this training began with; empty: it began with none.
     precision: of the convolutions; ``auto`` is bf16 where the device computes with it, else fp32.
     log_every, validate_every: steps. validation_crops: of each patient.
     save_every_s, look_every_s: wall clock, between checkpoints and between looks for new samples.
@@ -89,6 +90,7 @@ class Settings:
     hold_norm: float = 0.75
     loss_exponent: float = 1.0
     loss_floor: float = 100.0
+    started_from: str = ""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     log_every: int = 20
     validate_every: int = 400
@@ -140,8 +142,8 @@ def train(
 ) -> Trained:
     """Train a network, or go on from ``folder/checkpoint.npz``.
 
-    network: as `fresh` makes it; is changed. samples: as `sample` makes them. validation: likewise, looked at
-        and not learnt from.
+    network: as `fresh` makes it, or trained before; is changed. samples: as `sample` makes them.
+    validation: likewise, looked at and not learnt from.
     more: asked now and then for samples that came since.
     pause_after_s: after so long this call leaves a checkpoint and returns; the next goes on.
     tell: is given what is also written to ``folder/log.jsonl``, a line at a time.

@@ -32,12 +32,12 @@ from dicomnode.audit.syslog import (
     header,
 )
 from dicomnode.config import Audit as Settings
+from dicomnode.contexts import STUDY_ROOT_FIND
 from dicomnode.records import Belonging
 from dicomnode.tls import TLS_1_2_CIPHERS
 
 MESSAGE_ID = "DICOM+RFC3881"
 STOP_TIMEOUT_S = 5.0
-_STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 _IMPLICIT_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 
 
@@ -264,7 +264,7 @@ class Audit:
     def asked(self, answering: Party, study_instance_uid: str) -> None:
         """A C-FIND of ours, for what another system has of a study."""
         identifier = _element(0x0008, 0x0052, "SERIES") + _element(0x0020, 0x000D, study_instance_uid)
-        self.queried(None, answering, _STUDY_ROOT_FIND, _IMPLICIT_LITTLE_ENDIAN, identifier)
+        self.queried(None, answering, STUDY_ROOT_FIND, _IMPLICIT_LITTLE_ENDIAN, identifier)
 
     # ── what the node does with it ───────────────────────────────────────────────────────────
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,14 +19,13 @@ from urllib.parse import urlsplit
 
 from dicomnode.audit.trail import tls_context
 from dicomnode.commands import own_certificate
-from dicomnode.commitment.message import PUSH_MODEL
 from dicomnode.config import Config, Peer
+from dicomnode.contexts import PUSH_MODEL, STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE
 from dicomnode.errors import NodeError
 from dicomnode.ledger import Ledger
 from dicomnode.lock import is_held
 from dicomnode.network.send import echo, open_association
 from dicomnode.privacy import FOLDER_MODE, is_open_to_others
-from dicomnode.query.scu import STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE
 from models.weights import shipped
 from pipeline.convolve import has_cuda_driver
 from pipeline.decay import NUCLIDES
@@ -39,6 +38,12 @@ _NETWORK_NEEDS_GB = 8.0  # address space, most of it reserved and never used
 
 FOLDERS = ("spool", "quarantine", "results")
 Level = Literal["ok", "warning", "problem"]
+# What is proposed to a peer beside Verification, each over an association of its own.
+PROPOSED_FOR_COMMITMENT = (PUSH_MODEL,)
+PROPOSED_FOR_FETCH = {
+    "move": (STUDY_ROOT_FIND, STUDY_ROOT_MOVE),
+    "get": (STUDY_ROOT_FIND, STUDY_ROOT_GET),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,14 +342,14 @@ def _peers(config: Config) -> Iterator[Finding]:
 def _takes(config: Config, peer: Peer) -> Iterator[Finding]:
     """Whether it takes what it will be asked for, as far as presentation contexts tell."""
     subject = f'[[peers]] "{peer.name}"'
-    wanted: list[tuple[str, tuple[str, ...], str]] = []
+    wanted: list[tuple[str, Sequence[str], str]] = []
     if peer.commitment:
         remedy = "Let it take storage commitment requests from us, or set commitment = false"
-        wanted.append(("storage commitment", (str(PUSH_MODEL),), remedy))
+        wanted.append(("storage commitment", PROPOSED_FOR_COMMITMENT, remedy))
     if peer.name in config.fetch.ask:
-        model = STUDY_ROOT_MOVE if config.fetch.by == "move" else STUDY_ROOT_GET
         remedy = "Let it answer queries of ours, change [fetch] by, or take it out of [fetch] ask"
-        wanted.append((f"C-FIND and C-{config.fetch.by.upper()}", (STUDY_ROOT_FIND, model), remedy))
+        by = config.fetch.by
+        wanted.append((f"C-FIND and C-{by.upper()}", PROPOSED_FOR_FETCH[by], remedy))
     for what, uids, remedy in wanted:
         contexts = [(uid, "1.2.840.10008.1.2") for uid in uids]
         try:

@@ -46,6 +46,13 @@ def train(
     threads: Annotated[
         int | None, typer.Option(min=1, help="of the processor, for each process; else all")
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="of training, per architecture; else its share of the hours"),
+    ] = None,
+    start_from: Annotated[
+        str | None, typer.Option(help="shipped name or folder of weights to go on from, for your own camera")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes that generate at once")] = 1,
     pause_minutes: Annotated[
         float | None, typer.Option(help="end this call after so long; the next goes on")
@@ -68,6 +75,8 @@ def train(
         name=name,
         patients=patients,
         threads=threads,
+        steps=steps,
+        start_from=start_from,
         workers=workers,
         pause_minutes=pause_minutes,
         today=date.today(),

@@ -35,8 +35,8 @@ def log_to_stderr(level: str) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
     if logging.getLevelName(level) > logging.DEBUG:
         # Tracebacks of what peers have sent or broken off; of each the node has a line that names the peer.
-        for name in ("pynetdicom.dul", "pynetdicom.dimse", "pynetdicom.utils"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        for name in ("dul", "dimse", "utils", "pdu_primitives"):
+            logging.getLogger(f"pynetdicom.{name}").setLevel(logging.CRITICAL)
         # It shows the value that it finds wrong, which may be a patient's; the warnings say the same again,
         # and Python remembers each of them for ever.
         logging.getLogger("pydicom").setLevel(logging.ERROR)

@@ -29,6 +29,8 @@ def train(
     name: str,
     patients: str | None,
     threads: int | None,
+    steps: int | None,
+    start_from: str | None,
     workers: int,
     pause_minutes: float | None,
     today: date,
@@ -41,6 +43,7 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Drawing patients is many small matrix products, for which threads cost more than they bring.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from models import weights
     from pipeline.learning import recipe as recipes
     from pipeline.simulate.camera import from_toml, medium_energy_lu177
 
@@ -52,6 +55,8 @@ def train(
         name=name,
         device=used,
         threads=threads,
+        steps=steps,
+        start_from=None if start_from is None else weights.find(start_from),
         workers=workers,
         pause_s=None if pause_minutes is None else pause_minutes * MINUTE_S,
         software=f"dicomnode {__version__}",

@@ -72,7 +72,7 @@ class Answerer:
         return not paused and not self._resting.rests(promise.peer, now)
 
     def _answer(self, promise: Promise, now: float) -> None:
-        request = Request(promise.transaction_uid, promise.objects)
+        request = Request(promise.transaction_uid, self._ledger.promised(promise.id))
         failed = self._failures(request)
         event, report = report_to_dataset(request, failed, self._our_ae_title)
         try:
@@ -88,7 +88,7 @@ class Answerer:
         else:
             self._resting.wake(promise.peer)
             self._ledger.told(promise.id, now)
-            self._say(promise, failed)
+            self._say(promise, len(request.objects), failed)
 
     def _tell_at_once(self, promise: Promise, event: EventType, report: Dataset) -> bool:
         """Over the association of the request. returns: False when it is no more."""
@@ -150,8 +150,8 @@ class Answerer:
         self._resting.rest(promise.peer, error.reason, now)
 
     @staticmethod
-    def _say(promise: Promise, failed: Mapping[str, FailureReason]) -> None:
+    def _say(promise: Promise, objects: int, failed: Mapping[str, FailureReason]) -> None:
         text = "".join(f"; not to {uid}: {reason.name}" for uid, reason in list(failed.items())[:10])
         level = logging.WARNING if failed else logging.INFO
-        count = len(promise.objects) - len(failed)
+        count = objects - len(failed)
         log.log(level, "%s was told that we commit to %d object(s)%s", promise.peer, count, text)

@@ -22,7 +22,7 @@ from itertools import takewhile
 from pydicom.dataset import Dataset
 from pynetdicom import evt
 
-from dicomnode.clock import Jumps
+from dicomnode.clock import Jumps, running
 from dicomnode.commitment.message import Request, words
 from dicomnode.commitment.report import ReportService
 from dicomnode.commitment.wire import Dialogue, RequestRefused, requesting
@@ -161,10 +161,7 @@ class Committer:
 
     def _ask(self, peer: Peer, due: list[Uncommitted], now: float) -> None:
         """Over one association, so that a PACS that is back after a week is not stormed."""
-        started = self._monotonic()
-
-        def clock() -> float:
-            return now + self._monotonic() - started
+        clock = running(now, self._monotonic)
 
         def on_event(event: evt.Event) -> tuple[int, Dataset | None]:
             return self._reports.answer(event, peer.ae_title.strip())

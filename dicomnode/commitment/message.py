@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from io import BytesIO
@@ -15,9 +16,6 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from dicomnode.errors import NodeError
 from dicomnode.reception.header import is_valid_uid
 
-PUSH_MODEL = UID("1.2.840.10008.1.20.1")
-# PS3.4 J.3.5: the one instance of the class, known to everybody.
-PUSH_MODEL_INSTANCE = UID("1.2.840.10008.1.20.1.1")
 # Not deflated: what inflates without end would have to be bounded here too.
 PUSH_MODEL_SYNTAXES: list[str | UID] = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 # PS3.4 Table J.3-1: the only action.
@@ -102,6 +100,21 @@ def require_few_items(content: BytesIO | None) -> None:
     """
     if content is not None and content.getvalue().count(_ITEM) > 2 * MOST_OBJECTS:
         raise Malformed(f"it names more than {MOST_OBJECTS} objects", 0x0213)  # resource limitation
+
+
+@contextmanager
+def of_a_peer() -> Iterator[None]:
+    """Read a data set of a peer. Raises Malformed.
+
+    pydicom decodes a value when it is asked for, and raises whatever its bytes lead to: not only the data set
+    is read in here, but every element that is wanted of it.
+    """
+    try:
+        yield
+    except Malformed:
+        raise
+    except Exception as error:
+        raise Malformed(f"its data set cannot be read: {type(error).__name__}: {error}"[:200]) from error
 
 
 def request_to_dataset(request: Request) -> Dataset:

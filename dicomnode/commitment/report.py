@@ -17,15 +17,15 @@ from pynetdicom import evt
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicomnode.commitment.message import (
-    PUSH_MODEL,
-    PUSH_MODEL_INSTANCE,
     PUSH_MODEL_SYNTAXES,
     Malformed,
     Report,
+    of_a_peer,
     report_of,
     require_few_items,
     words,
 )
+from dicomnode.contexts import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
 
@@ -38,7 +38,6 @@ _SUCCESS = 0x0000
 _PROCESSING_FAILURE = 0x0110
 _NO_SUCH_INSTANCE = 0x0112
 _INVALID_ARGUMENT = 0x0115
-_NOT_OURS = ("committed", "failed", "incomplete", "withdrawn")
 
 
 class ReportService:
@@ -101,11 +100,8 @@ class ReportService:
         if request.AffectedSOPInstanceUID != PUSH_MODEL_INSTANCE:
             raise Malformed(f"{request.AffectedSOPInstanceUID} is no SOP instance of it", _NO_SUCH_INSTANCE)
         require_few_items(request.EventInformation)
-        try:
-            information = event.event_information
-        except Exception as error:  # pydicom raises whatever comes up in bytes from outside
-            raise Malformed(f"its data set cannot be read: {error!r}") from error
-        return report_of(event.event_type or 0, information)
+        with of_a_peer():
+            return report_of(event.event_type or 0, event.event_information)
 
     def _take(self, report: Report, peer: str) -> int:
         before = self._ledger.reported(
@@ -122,7 +118,7 @@ class ReportService:
                 "%s reports on transaction %s, which it was not asked for", peer, report.transaction_uid
             )
             return _INVALID_ARGUMENT
-        if before.outcome in _NOT_OURS:
+        if before.has_ended:
             log.warning(
                 "%s reports again on transaction %s (%s)", peer, report.transaction_uid, before.outcome
             )

@@ -18,15 +18,15 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicomnode.commitment.message import (
-    PUSH_MODEL,
-    PUSH_MODEL_INSTANCE,
     PUSH_MODEL_SYNTAXES,
     REQUEST_STORAGE_COMMITMENT,
     Malformed,
     Request,
+    of_a_peer,
     request_of,
     require_few_items,
 )
+from dicomnode.contexts import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
 
@@ -142,8 +142,5 @@ class CommitmentService:
         if event.action_type != REQUEST_STORAGE_COMMITMENT:
             raise Malformed(f"action type {event.action_type} does not exist", _NO_SUCH_ACTION)
         require_few_items(command.ActionInformation)
-        try:
-            information = event.action_information
-        except Exception as error:  # pydicom raises whatever comes up in bytes from outside
-            raise Malformed(f"its data set cannot be read: {error!r}") from error
-        return request_of(information)
+        with of_a_peer():
+            return request_of(event.action_information)

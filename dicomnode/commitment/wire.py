@@ -17,16 +17,15 @@ from pynetdicom.association import Association
 from pynetdicom.status import STORAGE_COMMITMENT_SERVICE_CLASS_STATUS
 
 from dicomnode.commitment.message import (
-    PUSH_MODEL,
-    PUSH_MODEL_INSTANCE,
     REQUEST_STORAGE_COMMITMENT,
     EventType,
     Request,
     request_to_dataset,
 )
 from dicomnode.config import Peer
+from dicomnode.contexts import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from dicomnode.errors import NodeError, Transient
-from dicomnode.network.send import open_association
+from dicomnode.network.send import message_id, open_association, said
 
 # One context for each, so that the peer may choose.
 _CONTEXTS = [(str(PUSH_MODEL), str(ImplicitVRLittleEndian)), (str(PUSH_MODEL), str(ExplicitVRLittleEndian))]
@@ -55,11 +54,14 @@ class Dialogue:
     def request(self, request: Request) -> None:
         """N-ACTION. Raises RequestRefused, and Transient when there is no answer."""
         self._asked += 1
-        message_id = (self._asked - 1) % 65535 + 1  # a 16-bit number, PS3.7 Table 10.1-7
         ds = request_to_dataset(request)
         try:
             response, _ = self._association.send_n_action(
-                ds, REQUEST_STORAGE_COMMITMENT, PUSH_MODEL, PUSH_MODEL_INSTANCE, msg_id=message_id
+                ds,
+                REQUEST_STORAGE_COMMITMENT,
+                PUSH_MODEL,
+                PUSH_MODEL_INSTANCE,
+                msg_id=message_id(self._asked),
             )
         except RuntimeError as error:
             raise Transient(f"{self._peer.name} ended the association: {error}") from error
@@ -112,12 +114,10 @@ def _require_success(response: Dataset, name: str, command: str) -> None:
         raise Transient(f"{name} did not answer {command}: it aborted or fell silent")
     if status == 0x0000:
         return
-    kind, text = STORAGE_COMMITMENT_SERVICE_CLASS_STATUS.get(status, ("", "unknown status"))
-    if kind == "Warning":
+    if STORAGE_COMMITMENT_SERVICE_CLASS_STATUS.get(status, ("", ""))[0] == "Warning":
         return
-    comment = str(response.get("ErrorComment", "") or "").strip()
-    said = f"0x{status:04X} {text}" + (f": {comment}" if comment else "")
-    raise RequestRefused(f"{name} answered {command} with {said}", status)
+    text = said(response, STORAGE_COMMITMENT_SERVICE_CLASS_STATUS)
+    raise RequestRefused(f"{name} answered {command} with {text}", status)
 
 
 class _Reports:

@@ -23,6 +23,7 @@ from dicomnode.computing.job import Job, Outcome
 from dicomnode.config import Config
 from dicomnode.errors import IllegalTransition, Rejected, Unavailable
 from dicomnode.ledger import Ledger
+from dicomnode.patience import lasts
 from dicomnode.privacy import without_identity
 from dicomnode.records import Attempt, Case, Inputs, NewResult, NewRun
 from dicomnode.states import Event, State
@@ -135,8 +136,7 @@ class Computer:
         for case in self._ledger.cases(State.READY):
             if len(self._running) >= self._config.dose.at_once or self._rests(now):
                 return
-            # A longer pause than is ever set: the clock was set back.
-            if 0 < case.next_attempt_at - now <= RETRY_PAUSE_S * self._config.dose.max_attempts:
+            if lasts(case.next_attempt_at, now, RETRY_PAUSE_S * self._config.dose.max_attempts):
                 continue
             if self._interrupted_too_often(case):
                 self._hold_interrupted(case, now)

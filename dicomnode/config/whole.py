@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,18 @@ class Config(Section):
         ):
             for value in {v for v in values if values.count(v) > 1}:
                 raise ValueError(f"two [[peers]] have the {kind} {value!r}: give each its own")
-        known = {p.name: p for p in self.peers}
-        for name in self.deliver.to:
-            if name not in known:
-                raise ValueError(f"[deliver] to names {name!r}, {nearest(name, list(known), 'peer')}")
-            if not known[name].host or known[name].port is None:
-                raise ValueError(f"[deliver] to names {name!r}, whose [[peers]] entry lacks host or port")
+        self._addressed("[deliver] to", self.deliver.to)
         return self
+
+    def _addressed(self, setting: str, names: Sequence[str]) -> tuple[Peer, ...]:
+        """The peers that a setting names. Raises ValueError for one that cannot be called."""
+        known = {p.name: p for p in self.peers}
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{setting} names {name!r}, {nearest(name, list(known), 'peer')}")
+            if not known[name].host or known[name].port is None:
+                raise ValueError(f"{setting} names {name!r}, whose [[peers]] entry lacks host or port")
+        return self._named(names)
 
     @model_validator(mode="after")
     def _tls_has_what_peers_need(self) -> Config:
@@ -79,15 +85,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fetch_is_of_peers(self) -> Config:
-        known = {p.name: p for p in self.peers}
-        for name in self.fetch.ask:
-            if name not in known:
-                raise ValueError(f"[fetch] ask names {name!r}, {nearest(name, list(known), 'peer')}")
-            if not known[name].host or known[name].port is None:
-                raise ValueError(f"[fetch] ask names {name!r}, whose [[peers]] entry lacks host or port")
-            if self.fetch.by == "move" and "store" not in known[name].may:
+        for peer in self._addressed("[fetch] ask", self.fetch.ask):
+            if self.fetch.by == "move" and "store" not in peer.may:
                 raise ValueError(
-                    f'[fetch] ask names {name!r}, which may not "store": by = "move" has it call us; '
+                    f'[fetch] ask names {peer.name!r}, which may not "store": by = "move" has it call us; '
                     'add "store" to its may, or set by = "get"'
                 )
         return self
@@ -122,7 +123,7 @@ class Config(Section):
 
     def destinations(self) -> tuple[Peer, ...]:
         """The peers that get every result, in the order of [deliver] to."""
-        return tuple(next(p for p in self.peers if p.name == name) for name in self.deliver.to)
+        return self._named(self.deliver.to)
 
     def rejection_note_takers(self) -> tuple[str, ...]:
         """The names of the destinations that are told which results the new ones replace."""
@@ -134,7 +135,10 @@ class Config(Section):
 
     def sources(self) -> tuple[Peer, ...]:
         """The peers that are asked for what a study lacks, in the order of [fetch] ask."""
-        return tuple(next(p for p in self.peers if p.name == name) for name in self.fetch.ask)
+        return self._named(self.fetch.ask)
+
+    def _named(self, names: Sequence[str]) -> tuple[Peer, ...]:
+        return tuple(next(p for p in self.peers if p.name == name) for name in names)
 
     @property
     def sha256(self) -> str:

@@ -15,11 +15,11 @@ from pydicom.uid import (
 )
 
 from dicomnode import __version__
+from dicomnode.commands.check import PROPOSED_FOR_COMMITMENT, PROPOSED_FOR_FETCH
 from dicomnode.config import Deliver, Node, Receive, Tls
-from dicomnode.contexts import SOP_CLASSES, VERIFICATION
+from dicomnode.contexts import FIND_MODELS, GET_MODELS, MOVE_MODELS, PUSH_MODEL, SOP_CLASSES, VERIFICATION
 from dicomnode.network.send import LARGEST_PDU_BYTES, STORED
-from dicomnode.query.find import MODELS
-from dicomnode.query.retrieve import GET_MODELS, MOVE_MODELS, RETRIEVED_CLASSES
+from dicomnode.query.retrieve import RETRIEVED_CLASSES
 
 # What the node makes and sends by itself.
 RESULT_CLASSES = (
@@ -30,8 +30,7 @@ RESULT_CLASSES = (
     EnhancedSRStorage,
     KeyObjectSelectionDocumentStorage,
 )
-_ASKED_FOR = (MODELS[1], MOVE_MODELS[1], GET_MODELS[1])
-_PUSH_MODEL = UID("1.2.840.10008.1.20.1")
+_ASKED_FOR = frozenset(uid for uids in PROPOSED_FOR_FETCH.values() for uid in uids)
 
 _OVERVIEW = """\
 ## Overview
@@ -80,6 +79,8 @@ a new run, whose results reference those that they replace.
 | what a study lacks | Query/Retrieve, SCU; C-GET: Storage, SCP | for each study and PACS |
 | a peer's C-MOVE | Storage, SCU | for each C-MOVE (more, where 128 contexts do not suffice) |
 | `dicomnode check` | Verification, SCU | for each peer |
+| `dicomnode check`, where `commitment = true` | {check_commitment}, SCU | for each such peer |
+| `dicomnode check`, where `[fetch] ask` names it | {check_fetch}, SCU | for each such peer |
 
 The application context is 1.2.840.10008.3.1.1.1. Every presentation context has one transfer syntax. PDUs
 up to 16,382 bytes are received on these associations, and PDUs of at most {pdu:,} bytes are sent, whatever
@@ -129,9 +130,14 @@ ISO_IR 100 |
 def overview() -> str:
     """Network services and the implementation model."""
     classes = "\n".join(_rows())
-    settings = Node().ae_title, Deliver().timeout_s
     return _OVERVIEW.format(
-        version=__version__, classes=classes, ae_title=settings[0], timeout=settings[1], pdu=LARGEST_PDU_BYTES
+        version=__version__,
+        classes=classes,
+        ae_title=Node().ae_title,
+        timeout=Deliver().timeout_s,
+        pdu=LARGEST_PDU_BYTES,
+        check_commitment=", ".join(uid.name.removesuffix(" SOP Class") for uid in PROPOSED_FOR_COMMITMENT),
+        check_fetch=_for_fetch(),
     )
 
 
@@ -153,14 +159,20 @@ def environment() -> str:
     )
 
 
+def _for_fetch() -> str:
+    """Every name ends in ' - FIND', ' - MOVE' or ' - GET'."""
+    commands = (" and ".join(uid.name.rpartition(" - ")[2] for uid in u) for u in PROPOSED_FOR_FETCH.values())
+    return f"Query/Retrieve Study Root {' or '.join(commands)}"
+
+
 def _rows() -> Iterable[str]:
     yield _row(VERIFICATION, "`dicomnode check`", "yes")
     for uid in dict.fromkeys((*SOP_CLASSES, *RETRIEVED_CLASSES, *RESULT_CLASSES)):
         used = ["results"] * (uid in RESULT_CLASSES) + ["retrieval"] * (uid in RETRIEVED_CLASSES)
         yield _row(uid, ", ".join(used), "yes" if uid in SOP_CLASSES else "no")
-    for uid in (*MODELS, *MOVE_MODELS, *GET_MODELS):
+    for uid in (*FIND_MODELS, *MOVE_MODELS, *GET_MODELS):
         yield _row(uid, "with `[fetch]`" if uid in _ASKED_FOR else "no", "yes")
-    yield _row(_PUSH_MODEL, "with `commitment = true`", "yes")
+    yield _row(PUSH_MODEL, "with `commitment = true`", "yes")
 
 
 def _row(uid: UID, scu: str, scp: str) -> str:

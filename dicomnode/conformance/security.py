@@ -69,6 +69,7 @@ Rights are not by patient or study: what a peer may see in part only, it should 
 | TLS handshake | `[tls] handshake_timeout_s` = {handshake:g} s | closed |
 | A-ASSOCIATE-RQ, whole | `[receive] acse_timeout_s` = {acse:g} s | closed |
 | another PDU, or no DICOM at all, before an association | | A-ABORT 2, 1 or 2 |
+| a value that cannot be read; an unknown PDU; one out of turn | | A-ABORT 2, 6; 2, 1; 2, 2 |
 | associations | `max_associations` = {associations}, of a peer {of_peer} | A-ASSOCIATE-RJ 2, 3, 2 |
 | a PDU | {pdu} bytes; `network_timeout_s` = {network:g} s | A-ABORT; closed |
 | silence between messages | `network_timeout_s` | A-ABORT |

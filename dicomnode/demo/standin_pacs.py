@@ -16,6 +16,8 @@ from pydicom.uid import AllTransferSyntaxes
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.transport import ThreadedAssociationServer
 
+from dicomnode.contexts import VERIFICATION
+
 Status = Callable[[str, str], int | None]
 """(SOP Class UID, SOP Instance UID) → DIMSE status; None aborts the association."""
 
@@ -114,7 +116,7 @@ class StandinPacs:
         ae.maximum_pdu_size = self._max_pdu
         ae.require_called_aet = True
         ae.require_calling_aet = [self._required] if self._required else []
-        ae.add_supported_context("1.2.840.10008.1.1")  # Verification
+        ae.add_supported_context(VERIFICATION)
         uids = self._sop_classes or [str(c.abstract_syntax) for c in AllStoragePresentationContexts]
         for uid in uids:
             ae.add_supported_context(uid, AllTransferSyntaxes)

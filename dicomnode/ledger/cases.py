@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 
 from dicomnode.errors import ConfigurationError
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import latest_run, locked_case, one_case, to_case
+from dicomnode.ledger.rows import latest_run, locked_case, one_case, still_collecting, to_case
 from dicomnode.ledger.schema import CASES, TRANSITIONS
 from dicomnode.ledger.steps import step
 from dicomnode.records import Case, Identity, Transition
@@ -72,8 +72,8 @@ class Cases(Database):
         Becomes DONE again instead of READY when exactly these inputs were computed and delivered.
         """
         with self._decide() as connection:
-            current = locked_case(connection, case.id)
-            if current.state is not State.COLLECTING or current.last_instance_at != case.last_instance_at:
+            current = still_collecting(connection, case)
+            if current is None:
                 return None
             run = latest_run(connection, case.id)
             same = run is not None and run.new.inputs_sha256 == inputs_sha256 and run.delivered_at is not None
@@ -96,8 +96,8 @@ class Cases(Database):
         """Assembly found that a case cannot go on. returns: as `assembled`; None also when it is COLLECTING
         no more."""
         with self._decide() as connection:
-            current = locked_case(connection, case.id)
-            if current.state is not State.COLLECTING or current.last_instance_at != case.last_instance_at:
+            current = still_collecting(connection, case)
+            if current is None:
                 return None
             step(connection, current, Event.REJECT, now, reason=reason, remedy=remedy)
             return one_case(connection, case.id)

@@ -16,9 +16,6 @@ from dicomnode.ledger.steps import insert_row, step
 from dicomnode.records import Case, Commitment, Uncommitted
 from dicomnode.states import Event, State
 
-# After these a further report would change nothing.
-_ENDED = ("committed", "failed", "incomplete", "withdrawn")
-
 
 class Commitments(Database):
     """The ledger's knowledge of what destinations have committed to keep."""
@@ -140,7 +137,7 @@ class Commitments(Database):
             # Read under the lock: the same report may come over two associations at once.
             row = connection.execute(select(COMMITMENTS).where(*theirs)).one()
             before: Commitment = to_record(Commitment, row)
-            if before.outcome not in _ENDED:
+            if not before.has_ended:
                 outcome, detail = _record_items(connection, row, committed, failed, now)
                 connection.execute(
                     update(COMMITMENTS)

@@ -16,7 +16,9 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
+    DataError,
     DisconnectionError,
+    IntegrityError,
     InterfaceError,
     NoSuchModuleError,
     OperationalError,
@@ -24,7 +26,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from dicomnode.errors import ConfigurationError, LedgerUnavailable
+from dicomnode.errors import ConfigurationError, LedgerUnavailable, RowRefused
 from dicomnode.ledger.postgres import WorkLock, engine_for, lock_migration
 
 BUSY_TIMEOUT_S = 30.0
@@ -121,19 +123,45 @@ def answering() -> Iterator[None]:
     """Say in the node's words that the database does not answer."""
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-        raise LedgerUnavailable(
+    except SQLAlchemyError as error:
+        raise _in_our_words(error) from error
+    except (UnicodeEncodeError, OverflowError) as error:
+        # SQLite's driver, before it asks the database: half of a surrogate pair, an integer of 65 bits.
+        raise _refused(error) from error
+
+
+def _in_our_words(error: SQLAlchemyError) -> LedgerUnavailable:
+    if _is_about_values(error):
+        return _refused(error)
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError):
+        return LedgerUnavailable(
             f"the ledger does not answer: {getattr(error, 'orig', error)}",
             "Check [node] database_url; the disk and its rights, or the database server and the way to it",
-        ) from error
-    except SQLAlchemyError as error:
-        # SQLite's driver raises exactly this class for a file that is damaged or is no database.
-        if type(error) is DatabaseError:
-            raise LedgerUnavailable(
-                f"the ledger is damaged: {error.orig}",
-                "Restore it from a backup; the spool is untouched",
-            ) from error
-        raise LedgerUnavailable(f"the ledger refused: {error}", "This is a bug: please report it") from error
+        )
+    # SQLite's driver raises exactly this class for a file that is damaged or is no database.
+    if type(error) is DatabaseError:
+        return LedgerUnavailable(
+            f"the ledger is damaged: {error.orig}", "Restore it from a backup; the spool is untouched"
+        )
+    return LedgerUnavailable(f"the ledger refused: {error}", "This is a bug: please report it")
+
+
+def _is_about_values(error: SQLAlchemyError) -> bool:
+    """Whether the database refused what it was given, and not the giving."""
+    orig = getattr(error, "orig", None)
+    state = getattr(orig, "sqlstate", None)
+    if state is not None:
+        # PostgreSQL's classes "data exception", "integrity constraint violation" and "program limit
+        # exceeded" (an index takes 2704 bytes of a row), which its driver mixes with other failures.
+        return str(state)[:2] in ("22", "23", "54")
+    return isinstance(error, (DataError, IntegrityError))
+
+
+def _refused(error: Exception) -> RowRefused:
+    """Without the values: the database's details name them."""
+    orig = getattr(error, "orig", None) or error
+    said = getattr(getattr(orig, "diag", None), "message_primary", None) or str(orig)
+    return RowRefused(f"the ledger does not take a value: {said}", "This is a bug: please report it")
 
 
 def _make_folder(url: str) -> None:

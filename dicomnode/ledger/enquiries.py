@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import and_, delete, func, insert, select, update
 
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import IN_CHUNK, locked_case, to_case, to_record
+from dicomnode.ledger.rows import in_chunks, known, still_collecting, to_case, to_record
 from dicomnode.ledger.schema import CASES, ENQUIRIES, INSTANCES, QUARANTINE, RESULTS, WANTS
 from dicomnode.ledger.steps import insert_row
 from dicomnode.records import Case, Enquiry, Held, Want
@@ -36,8 +36,7 @@ class Enquiries(Database):
         }
         same = (WANTS.c.as_of == case.last_instance_at, WANTS.c.lacking == lacking)
         with self._decide() as connection:
-            current = locked_case(connection, case.id)
-            if current.state is not State.COLLECTING or current.last_instance_at != case.last_instance_at:
+            if still_collecting(connection, case) is None:
                 return None
             theirs = WANTS.c.case_id == case.id
             row = connection.execute(select(WANTS).where(theirs, *same)).one_or_none()
@@ -138,17 +137,16 @@ class Enquiries(Database):
     def unknown(self, study_instance_uid: str, sop_instance_uids: Collection[str]) -> set[str]:
         """Those that are neither here, nor our own results, nor were refused when they came."""
         uids = list(sop_instance_uids)
-        known: set[str] = set()
         with self._read() as connection:
-            for start in range(0, len(uids), IN_CHUNK):
-                chunk = uids[start : start + IN_CHUNK]
-                for column in (INSTANCES.c.sop_instance_uid, RESULTS.c.sop_instance_uid):
-                    known |= set(connection.execute(select(column).where(column.in_(chunk))).scalars())
+            here = known(connection, uids)
+            for chunk in in_chunks(uids):
+                ours = select(RESULTS.c.sop_instance_uid).where(RESULTS.c.sop_instance_uid.in_(chunk))
+                here |= set(connection.execute(ours).scalars())
             refused = select(QUARANTINE.c.sop_instance_uid).where(
                 QUARANTINE.c.study_instance_uid == study_instance_uid
             )
-            known |= set(connection.execute(refused).scalars())
-        return set(uids) - known
+            here |= set(connection.execute(refused).scalars())
+        return set(uids) - here
 
 
 def _to_want(row: Any) -> Want:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Select, Table, and_, bindparam, delete, exist
 
 from dicomnode.attributes import INDEXED, Level
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import IN_CHUNK, latest_run, locked_case
+from dicomnode.ledger.rows import in_chunks, latest_run, locked_case
 from dicomnode.ledger.schema import (
     CASES,
     HELD_CLASSES,
@@ -90,7 +90,7 @@ class Index(Database):
                 at = CASES.c.study_instance_uid == study_uid
                 connection.execute(select(CASES.c.id).where(at).with_for_update(key_share=True))
             uids = [d["SOPInstanceUID"] for d in described]
-            here = set(_in_chunks(connection, INSTANCES, uids))
+            here = set(_those_in(connection, INSTANCES, uids))
             add_to_index(connection, [d for d in described if d["SOPInstanceUID"] in here], is_result=False)
 
     def index_result(self, sop_instance_uid: str, described: Described) -> None:
@@ -126,7 +126,7 @@ def describe_instance(instance: Instance) -> Described:
 
 def add_to_index(connection: Connection, described: Sequence[Described], *, is_result: bool) -> None:
     """Objects are held from now on. Those that the index has already are left as they are."""
-    present = set(_in_chunks(connection, HELD_INSTANCES, [d["SOPInstanceUID"] for d in described]))
+    present = set(_those_in(connection, HELD_INSTANCES, [d["SOPInstanceUID"] for d in described]))
     new = [d for d in described if d["SOPInstanceUID"] not in present]
     for study_uid, of_study in _grouped(new, "StudyInstanceUID"):
         values = _values(of_study, Level.PATIENT, Level.STUDY)
@@ -142,8 +142,8 @@ def add_to_index(connection: Connection, described: Sequence[Described], *, is_r
 def forget(connection: Connection, sop_instance_uids: Sequence[str]) -> None:
     """Objects are no longer held; series and studies go with their last object."""
     table = HELD_INSTANCES
-    for start in range(0, len(sop_instance_uids), IN_CHUNK):
-        chosen = table.c.sop_instance_uid.in_(sop_instance_uids[start : start + IN_CHUNK])
+    for chunk in in_chunks(sop_instance_uids):
+        chosen = table.c.sop_instance_uid.in_(chunk)
         rows = connection.execute(select(table.c.series_id, table.c.sop_class_uid).where(chosen)).all()
         connection.execute(delete(table).where(chosen))
         for (series_id, sop_class), count in Counter((r[0], r[1]) for r in rows).items():
@@ -232,8 +232,7 @@ def _grouped(described: Sequence[Described], keyword: str) -> Iterator[tuple[str
     yield from groups.items()
 
 
-def _in_chunks(connection: Connection, table: Table, uids: Sequence[str]) -> Iterator[str]:
+def _those_in(connection: Connection, table: Table, uids: Sequence[str]) -> Iterator[str]:
     """Those of the SOP Instance UIDs that the table has."""
-    for start in range(0, len(uids), IN_CHUNK):
-        chunk = {"uids": uids[start : start + IN_CHUNK]}
-        yield from connection.execute(_ONE_OF[table], chunk).scalars()
+    for chunk in in_chunks(uids):
+        yield from connection.execute(_ONE_OF[table], {"uids": chunk}).scalars()

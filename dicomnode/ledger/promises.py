@@ -6,13 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import func, select, update
 
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import IN_CHUNK
+from dicomnode.ledger.rows import in_chunks, to_record
 from dicomnode.ledger.schema import INSTANCES, PROMISES, RESULTS
 from dicomnode.ledger.steps import insert_row
 from dicomnode.records import Promise
+
+_COLUMNS = [column for column in PROMISES.c if column is not PROMISES.c.objects_json]
 
 
 class Promises(Database):
@@ -52,9 +54,17 @@ class Promises(Database):
 
     def open_promises(self) -> list[Promise]:
         """Those whose peers have not been told, oldest first."""
-        query = select(PROMISES).where(PROMISES.c.outcome == "open").order_by(PROMISES.c.id)
+        # Without what they ask about: they are looked at at every tick, and it may be thousands of objects.
+        query = select(*_COLUMNS).where(PROMISES.c.outcome == "open").order_by(PROMISES.c.id)
         with self._read() as connection:
-            return [_to_promise(row) for row in connection.execute(query).all()]
+            return [to_record(Promise, row) for row in connection.execute(query).all()]
+
+    def promised(self, promise_id: int) -> tuple[tuple[str, str], ...]:
+        """What a request asks about: (SOP Class UID, SOP Instance UID)."""
+        query = select(PROMISES.c.objects_json).where(PROMISES.c.id == promise_id)
+        with self._read() as connection:
+            pairs = json.loads(connection.execute(query).scalar_one())
+        return tuple((str(sop_class), str(instance)) for sop_class, instance in pairs)
 
     def told(self, promise_id: int, now: float) -> None:
         """The peer has taken the report."""
@@ -75,8 +85,7 @@ class Promises(Database):
         """
         found: dict[str, tuple[str, str, int]] = {}
         with self._read() as connection:
-            for start in range(0, len(sop_instance_uids), IN_CHUNK):
-                chunk = list(sop_instance_uids[start : start + IN_CHUNK])
+            for chunk in in_chunks(sop_instance_uids):
                 for table in (RESULTS, INSTANCES):
                     columns = (
                         table.c.sop_instance_uid,
@@ -91,18 +100,3 @@ class Promises(Database):
     def _end(self, promise_id: int, **values: Any) -> None:
         with self._decide() as connection:
             connection.execute(update(PROMISES).where(PROMISES.c.id == promise_id).values(**values))
-
-
-def _to_promise(row: Row[Any]) -> Promise:
-    return Promise(
-        id=row.id,
-        peer=row.peer,
-        transaction_uid=row.transaction_uid,
-        asked_at=row.asked_at,
-        objects=tuple((str(c), str(i)) for c, i in json.loads(row.objects_json)),
-        next_attempt_at=row.next_attempt_at,
-        tries=row.tries,
-        ended_at=row.ended_at,
-        outcome=row.outcome,
-        detail=row.detail,
-    )

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, and_, insert, select, update
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.index import add_to_index, describe_instance
-from dicomnode.ledger.rows import known, locked_case, to_record, to_row
-from dicomnode.ledger.schema import INSTANCES, QUARANTINE, REMOVED_SERIES, RESULTS
+from dicomnode.ledger.rows import in_chunks, known, locked_case, to_record, to_row
+from dicomnode.ledger.schema import CASES, INSTANCES, QUARANTINE, REMOVED_SERIES, RESULTS, TRANSITIONS
 from dicomnode.ledger.steps import after, case_of, insert_new, receive, step
 from dicomnode.records import Instance, Quarantined
 from dicomnode.states import Event, State
@@ -131,6 +131,26 @@ class Received(Database):
                 connection, case, Event.INSTANCE, now, reason=reason, conflict=reason, last_instance_at=latest
             )
             return True
+
+    def with_case(self, study_instance_uids: Iterable[str]) -> set[str]:
+        """Those of the studies that have a case."""
+        column = CASES.c.study_instance_uid
+        found: set[str] = set()
+        with self._read() as connection:
+            for chunk in in_chunks(list(study_instance_uids)):
+                found |= set(connection.execute(select(column).where(column.in_(chunk))).scalars())
+        return found
+
+    def has_heard(self, study_instance_uid: str, beginning: str) -> bool:
+        """Whether anything ever happened to a study's case for a reason that begins so."""
+        query = (
+            select(TRANSITIONS.c.id)
+            .join(CASES, CASES.c.id == TRANSITIONS.c.case_id)
+            .where(CASES.c.study_instance_uid == study_instance_uid)
+            .where(TRANSITIONS.c.reason.startswith(beginning, autoescape=True))
+        )
+        with self._read() as connection:
+            return connection.execute(query).first() is not None
 
 
 def _set_aside(connection: Connection, case_id: int) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from pydicom.uid import KeyObjectSelectionDocumentStorage
 from sqlalchemy import Connection, Row, select
 
 from dicomnode.ledger.database import Database
@@ -12,8 +13,8 @@ from dicomnode.ledger.rows import to_record
 from dicomnode.ledger.schema import DELIVERIES, RESULTS, RUNS
 from dicomnode.records import NewResult
 
-# Key Object Selection Document Storage; the node writes none but rejection notes.
-NOTE = "1.2.840.10008.5.1.4.1.1.88.59"
+# The node writes none but rejection notes.
+NOTE = KeyObjectSelectionDocumentStorage
 
 
 class Rejections(Database):

@@ -25,7 +25,7 @@ from sqlalchemy import (
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.index import forget, show_results
-from dicomnode.ledger.rows import IN_CHUNK, locked_case, one_case, to_record
+from dicomnode.ledger.rows import in_chunks, locked_case, one_case, still_collecting, to_record
 from dicomnode.ledger.schema import (
     CASES,
     DELIVERIES,
@@ -150,8 +150,8 @@ class Retention(Database):
         """Give up objects that were set aside; that they were, and why, stays known."""
         removals: list[Removal] = []
         with self._decide() as connection:
-            for start in range(0, len(numbers), IN_CHUNK):
-                chosen = QUARANTINE.c.id.in_(numbers[start : start + IN_CHUNK])
+            for chunk in in_chunks(numbers):
+                chosen = QUARANTINE.c.id.in_(chunk)
                 paths = list(connection.execute(select(QUARANTINE.c.path).where(chosen)).scalars())
                 # The JSON file first: it is what tells that the object is there.
                 notes = [path.removesuffix(".dcm") + ".json" for path in paths]
@@ -168,10 +168,9 @@ class Retention(Database):
     def in_use(self, paths: Iterable[str]) -> set[str]:
         """Those of the given files that are received objects (again)."""
         found: set[str] = set()
-        asked = list(paths)
         with self._read() as connection:
-            for start in range(0, len(asked), IN_CHUNK):
-                chosen = INSTANCES.c.path.in_(asked[start : start + IN_CHUNK])
+            for chunk in in_chunks(list(paths)):
+                chosen = INSTANCES.c.path.in_(chunk)
                 found |= set(connection.execute(select(INSTANCES.c.path).where(chosen)).scalars())
         return found
 
@@ -179,8 +178,8 @@ class Retention(Database):
         """The files have gone, durably."""
         numbers = [removal.id for removal in removals]
         with self._decide() as connection:
-            for start in range(0, len(numbers), IN_CHUNK):
-                chosen = REMOVALS.c.id.in_(numbers[start : start + IN_CHUNK])
+            for chunk in in_chunks(numbers):
+                chosen = REMOVALS.c.id.in_(chunk)
                 connection.execute(delete(REMOVALS).where(chosen))
 
     def removed_series(self, case_id: int) -> list[RemovedSeries]:
@@ -198,8 +197,8 @@ class Retention(Database):
     def nothing_new(self, of: Case, now: float, reason: str) -> Case | None:
         """What came since a case was DONE does not change its inputs. returns: as `assembled`."""
         with self._decide() as connection:
-            current = locked_case(connection, of.id)
-            if current.state is not State.COLLECTING or current.last_instance_at != of.last_instance_at:
+            current = still_collecting(connection, of)
+            if current is None:
                 return None
             step(connection, current, Event.UNCHANGED, now, reason=reason)
             return one_case(connection, of.id)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, Select, func, or_, select
 
@@ -16,6 +16,13 @@ from dicomnode.states import State
 
 # A batch of parameters that every SQLite build accepts in one IN (...).
 IN_CHUNK = 500
+Item = TypeVar("Item")
+
+
+def in_chunks(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """As many at a time as one IN (...) takes."""
+    for start in range(0, len(items), IN_CHUNK):
+        yield items[start : start + IN_CHUNK]
 
 
 def to_record(kind: type[Any], row: Row[Any]) -> Any:
@@ -70,6 +77,13 @@ def locked_case(connection: Connection, case_id: int) -> Case:
     return _the_case(connection, case_id, select(CASES).with_for_update(key_share=True))
 
 
+def still_collecting(connection: Connection, as_of: Case) -> Case | None:
+    """As `locked_case`; None when an object arrived since, or the case collects no more."""
+    current = locked_case(connection, as_of.id)
+    same = current.state is State.COLLECTING and current.last_instance_at == as_of.last_instance_at
+    return current if same else None
+
+
 def _the_case(connection: Connection, case_id: int, query: Select[Any]) -> Case:
     row = connection.execute(query.where(CASES.c.id == case_id)).one_or_none()
     if row is None:
@@ -80,8 +94,7 @@ def _the_case(connection: Connection, case_id: int, query: Select[Any]) -> Case:
 def known(connection: Connection, uids: Sequence[str]) -> set[str]:
     """Those of the SOP Instance UIDs that are received objects."""
     found: set[str] = set()
-    for start in range(0, len(uids), IN_CHUNK):
-        chunk = uids[start : start + IN_CHUNK]
+    for chunk in in_chunks(uids):
         query = select(INSTANCES.c.sop_instance_uid).where(INSTANCES.c.sop_instance_uid.in_(chunk))
         found |= set(connection.execute(query).scalars())
     return found

@@ -39,7 +39,7 @@ from dicomnode.attributes import (
     Test,
 )
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import IN_CHUNK
+from dicomnode.ledger.rows import in_chunks
 from dicomnode.ledger.schema import (
     HELD_CLASSES,
     HELD_INSTANCES,
@@ -114,8 +114,8 @@ class Search(Database):
             files: dict[str, HeldObject] = {}
             for table, is_result in ((RESULTS, 1), (INSTANCES, 0)):
                 uids = [row[0] for row in rows if row[1] == is_result]
-                for start in range(0, len(uids), IN_CHUNK):
-                    some = _files(table, uids[start : start + IN_CHUNK])
+                for chunk in in_chunks(uids):
+                    some = _files(table, chunk)
                     files |= {row[0]: HeldObject(*row) for row in connection.execute(some)}
         return [files[row[0]] for row in rows if row[0] in files]
 

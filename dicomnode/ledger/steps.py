@@ -26,8 +26,13 @@ def insert_row(connection: Connection, table: Table, **values: Any) -> int:
 
 def insert_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
     """Add rows; those whose key another node added first are left out."""
-    statement = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
-    connection.execute(statement.on_conflict_do_nothing(), list(rows))
+    connection.execute(_inserting_new(connection, table), list(rows))
+
+
+def _inserting_new(connection: Connection, table: Table) -> Any:
+    """INSERT ... ON CONFLICT DO NOTHING, which each dialect has in a class of its own."""
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    return dialect.insert(table).on_conflict_do_nothing()
 
 
 # How a remedy names a command; whoever found the reason need not know the case's number.
@@ -126,8 +131,7 @@ def _open_case(
         "issuer_of_patient_id": first.issuer_of_patient_id,
         "accession_number": first.accession_number,
     }
-    statement = (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(CASES)
-    opening = statement.values(**values).on_conflict_do_nothing().returning(CASES.c.id)
+    opening = _inserting_new(connection, CASES).values(**values).returning(CASES.c.id)
     case_id: int | None = connection.execute(opening).scalar_one_or_none()
     if case_id is None:
         return None

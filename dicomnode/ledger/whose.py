@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import IN_CHUNK
+from dicomnode.ledger.rows import in_chunks
 from dicomnode.ledger.schema import HELD_INSTANCES, HELD_SERIES, HELD_STUDIES, INSTANCES, RESULTS, RUNS
 from dicomnode.records import Belonging, Kept
 
@@ -23,8 +23,7 @@ class Whose(Database):
         columns = HELD_STUDIES.c.study_instance_uid, HELD_STUDIES.c.patient_id, HELD_INSTANCES.c.sop_class_uid
         found: list[Belonging] = []
         with self._read() as connection:
-            for start in range(0, len(sop_instance_uids), IN_CHUNK):
-                chunk = sop_instance_uids[start : start + IN_CHUNK]
+            for chunk in in_chunks(sop_instance_uids):
                 chosen = HELD_INSTANCES.c.sop_instance_uid.in_(chunk)
                 rows = connection.execute(select(*columns).select_from(joined).where(chosen)).all()
                 found += [Belonging(*row) for row in rows]

@@ -31,7 +31,7 @@ from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 from dicomnode.audit.trail import SILENT, Audit, Party
 from dicomnode.network.messages import Limits
 from dicomnode.network.transport import AcceptedAssociation, bind_interventions
-from dicomnode.network.wire import Connection
+from dicomnode.network.wire import FOREVER_S, PDU_HEADER_BYTES, PDU_TYPES, Connection
 from dicomnode.tls import ServerCertificates, TlsConnection
 
 if TYPE_CHECKING:
@@ -46,9 +46,7 @@ MAX_WAITING = 64
 # PS3.8 9.3.2: 128 contexts with every transfer syntax there is take 200 KiB.
 _MAX_REQUEST_BYTES = 1 << 19
 _A_ASSOCIATE_RQ = 1
-_KNOWN_PDUS = range(1, 8)
 _TLS_HANDSHAKE = 0x16
-_FOREVER_S = 3e7
 
 
 class _NotSpoken(Exception):
@@ -129,24 +127,24 @@ class _Handler(RequestHandler):
         finally:
             # From here on the kernel's own timeouts: Python's cost a second system call for each read.
             connection.settimeout(None)
-            seconds, fraction = divmod(self.ae.network_timeout or _FOREVER_S, 1)
+            seconds, fraction = divmod(self.ae.network_timeout or FOREVER_S, 1)
             silence = struct.pack("ll", int(seconds), int(fraction * 1e6))
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, silence)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, silence)
 
     def _request(self, wire: Connection) -> bytes:
         """The whole A-ASSOCIATE-RQ. Raises _NotSpoken, or OSError."""
-        end = time.monotonic() + (self.ae.acse_timeout or _FOREVER_S)
-        header = _read(wire, 6, end)
+        end = time.monotonic() + (self.ae.acse_timeout or FOREVER_S)
+        header = _read(wire, PDU_HEADER_BYTES, end)
         if not header:
             raise ConnectionResetError
         if header[0] != _A_ASSOCIATE_RQ:
             raise _not_a_request(header, over_tls=isinstance(wire, TlsConnection))
         length = int.from_bytes(header[2:], "big")
-        if len(header) < 6 or length > _MAX_REQUEST_BYTES:
+        if len(header) < PDU_HEADER_BYTES or length > _MAX_REQUEST_BYTES:
             raise _NotSpoken(f"it announces an A-ASSOCIATE-RQ of {length} bytes", _abort(6))
         request = header + _read(wire, length, end)
-        if len(request) < 6 + length:
+        if len(request) < PDU_HEADER_BYTES + length:
             raise ConnectionResetError("closed in the middle of an A-ASSOCIATE-RQ")
         return request
 
@@ -239,7 +237,7 @@ def _read(wire: Connection, wanted: int, end: float) -> bytes:
 def _not_a_request(header: bytes, *, over_tls: bool) -> _NotSpoken:
     if header[0] == _TLS_HANDSHAKE and not over_tls:
         return _NotSpoken("it speaks TLS on the port without TLS ([node] port)", _abort(1))
-    if header[0] in _KNOWN_PDUS:
+    if header[0] in PDU_TYPES:
         return _NotSpoken(f"a PDU of type {header[0]} before any association", _abort(2))
     return _NotSpoken("it does not speak DICOM", _abort(1))
 

@@ -8,7 +8,6 @@ presentation context was agreed upon for: a peer that may only find could move. 
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydicom.uid import UID
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import DIMSEMessage
 from pynetdicom.dimse_primitives import (
     C_CANCEL,
     C_ECHO,
@@ -33,12 +33,11 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import StorageServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
+from dicomnode.contexts import FIND_MODELS, GET_MODELS, MOVE_MODELS, PUSH_MODEL, VERIFICATION
 from dicomnode.network.command_set import LAST_COMMAND_FRAGMENT, c_store_rq
 
 if TYPE_CHECKING:
     from dicomnode.network.transport import AcceptedAssociation
-
-log = logging.getLogger(__name__)
 
 # PS3.8 table 9-10: an invalid PDU. The association is aborted (AA-1, AA-8) and the peer told so.
 INVALID_PDU = "Evt19"
@@ -50,19 +49,18 @@ MAX_OTHER_MESSAGE_BYTES = 1 << 25
 MAX_COMMAND_SET_BYTES = 1 << 16
 # There is no asynchronous operations window: a peer waits for its answers. C-CANCEL does not count here.
 MAX_WAITING_MESSAGES = 32
+# Of one request; more of them are forgotten.
+MAX_CANCELS = 10
 # PS3.7 Annex C.
 _SOP_CLASS_NOT_SUPPORTED = 0x0122
 _UNRECOGNIZED_OPERATION = 0x0211
 # PS3.4 A.4, C.6.1.3, C.6.2.3, J.3.5: what each SOP class consists of. One that is not here has no requests.
 _REQUESTS_OF: dict[str, tuple[type, ...]] = {
-    "1.2.840.10008.1.1": (C_ECHO,),
-    "1.2.840.10008.5.1.4.1.2.1.1": (C_FIND,),  # Patient Root
-    "1.2.840.10008.5.1.4.1.2.1.2": (C_MOVE,),
-    "1.2.840.10008.5.1.4.1.2.1.3": (C_GET,),
-    "1.2.840.10008.5.1.4.1.2.2.1": (C_FIND,),  # Study Root
-    "1.2.840.10008.5.1.4.1.2.2.2": (C_MOVE,),
-    "1.2.840.10008.5.1.4.1.2.2.3": (C_GET,),
-    "1.2.840.10008.1.20.1": (N_ACTION, N_EVENT_REPORT),  # Storage Commitment Push Model
+    VERIFICATION: (C_ECHO,),
+    **dict.fromkeys(FIND_MODELS, (C_FIND,)),
+    **dict.fromkeys(MOVE_MODELS, (C_MOVE,)),
+    **dict.fromkeys(GET_MODELS, (C_GET,)),
+    PUSH_MODEL: (N_ACTION, N_EVENT_REPORT),
 }
 
 
@@ -87,8 +85,6 @@ class Messages(queue.Queue[Any]):
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
         context_id, message = item
-        if isinstance(message, C_CANCEL):
-            return  # more of them than there are requests; pynetdicom's thread would end
         if isinstance(message, C_STORE) and self._assoc.serve(message, context_id):
             return
         if message is not None and self.qsize() >= MAX_WAITING_MESSAGES:
@@ -145,6 +141,10 @@ class DIMSE(DIMSEServiceProvider):
             self._begun_s = self._last_s
 
     def _receive_other(self, primitive: P_DATA) -> None:
+        """As pynetdicom does it; what it raises is for `_DUL` to tell, and every request has its turn.
+
+        pynetdicom makes a thread for each N-EVENT-REPORT: a peer could have as many as it likes.
+        """
         if self.message is None:
             self._other_bytes = self._command_bytes = 0
         fragments = [fragment for _, fragment in primitive.presentation_data_value_list]
@@ -154,11 +154,16 @@ class DIMSE(DIMSEServiceProvider):
             raise ValueError(f"a command set of more than {MAX_COMMAND_SET_BYTES} bytes")
         if self._other_bytes > MAX_OTHER_MESSAGE_BYTES:
             raise ValueError(f"a message of more than {MAX_OTHER_MESSAGE_BYTES} bytes that is no C-STORE")
-        super().receive_primitive(primitive)
-        if INVALID_PDU in self.dul.event_queue.queue:
-            requestor = self.assoc.requestor
-            peer, address = requestor.ae_title.strip(), requestor.address
-            log.warning("%s at %s: it sent an invalid DIMSE message: aborted", peer, address)
+        if self.message is None:
+            self.message = DIMSEMessage()
+        if not self.message.decode_msg(primitive):
+            return
+        message, self.message = self.message, None
+        request = message.message_to_primitive()
+        if not isinstance(request, C_CANCEL):
+            self.msg_queue.put((cast(int, message.context_id), request))
+        elif len(self.cancel_req) < MAX_CANCELS:
+            self.cancel_req[cast(int, request.MessageIDBeingRespondedTo)] = request
 
     def _take(self, context_id: int, fragment: bytes) -> bool:
         """Part of a C-STORE request. returns: False when it is not."""

@@ -16,7 +16,7 @@ import logging
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -27,23 +27,24 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
-from pynetdicom.association import Association
+from pynetdicom.association import Association, ServiceUser
 from pynetdicom.dimse_primitives import N_EVENT_REPORT
 from pynetdicom.pdu_primitives import A_ASSOCIATE, MaximumLengthNotification, UserIdentityNegotiation
 from pynetdicom.presentation import build_context, build_role
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS, VERIFICATION_SERVICE_CLASS_STATUS
 
 from dicomnode.config import Peer
+from dicomnode.contexts import VERIFICATION
 from dicomnode.errors import NodeError, Transient
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomnode.network.identity import USERNAME, USERNAME_AND_PASSCODE, password_to_send
+from dicomnode.network.messages import INVALID_PDU
+from dicomnode.network.wire import read_through
 from dicomnode.tls import caller
 
-# pynetdicom offers this as a module global only. It is set once, here, and concerns only objects
-# that are sent by their path, which nothing else in the node does.
+# pynetdicom offers this as a module global only. It is set once, here, and concerns objects that are sent
+# by their path: results, and what a peer retrieves.
 _config.STORE_SEND_CHUNKED_DATASET = True
-
-VERIFICATION_SOP_CLASS = "1.2.840.10008.1.1"
 
 # Warnings of PS3.4 Table B.2-1: the object is stored.
 STORED = frozenset({0x0000, 0xB000, 0xB006, 0xB007})
@@ -118,14 +119,15 @@ def send(
 
 def echo(peer: Peer, our_ae_title: str, timeout_s: float) -> None:
     """C-ECHO. Raises NodeError with the reason when the peer does not answer it with success."""
-    contexts = [(VERIFICATION_SOP_CLASS, str(ImplicitVRLittleEndian))]
+    contexts = [(str(VERIFICATION), str(ImplicitVRLittleEndian))]
     with open_association(peer, our_ae_title, timeout_s, contexts) as association:
-        status = association.send_c_echo().get("Status")
+        response = association.send_c_echo()
+    status = response.get("Status")
     if status is None:
         raise Transient(f"{_name(peer)} did not answer C-ECHO within {timeout_s:g} s")
     if status != 0x0000:
-        words = VERIFICATION_SERVICE_CLASS_STATUS.get(status, ("", "unknown status"))[1]
-        raise NodeError(f"{_name(peer)} answered C-ECHO with 0x{status:04X} ({words})")
+        text = said(response, VERIFICATION_SERVICE_CLASS_STATUS)
+        raise NodeError(f"{_name(peer)} answered C-ECHO with {text}")
 
 
 def _store(
@@ -138,8 +140,7 @@ def _store(
     if not association.is_established:
         raise Transient(f"{_name(peer)} ended the association before everything was sent")
     try:
-        # MessageID is a 16-bit number, PS3.7 Table 9.1-1.
-        answer = _judge(association.send_c_store(file.path, msg_id=(number - 1) % 65535 + 1))
+        answer = _judge(association.send_c_store(file.path, msg_id=message_id(number)))
     except (AttributeError, ValueError, OSError, InvalidDicomError) as error:
         answer = Answer(Verdict.REFUSED, None, f"{file.path.name} cannot be read: {error}")
     except RuntimeError as error:  # the association ended since the check above
@@ -155,10 +156,24 @@ def _judge(response: Dataset) -> Answer:
         return Answer(Verdict.UNANSWERED, None, "aborted, closed the connection or fell silent")
     if status == 0x0000:
         return Answer(Verdict.STORED, status, "")
-    words = STORAGE_SERVICE_CLASS_STATUS.get(status, ("", "unknown status"))[1]
-    comment = str(response.get("ErrorComment", "") or "").strip()
-    text = f"0x{status:04X} {words}" + (f": {comment}" if comment else "")
+    text = said(response, STORAGE_SERVICE_CLASS_STATUS)
     return Answer(Verdict.STORED if status in STORED else Verdict.REFUSED, status, text)
+
+
+def said(response: Dataset, table: Mapping[int, tuple[str, str]]) -> str:
+    """What a response with a status says: '0xA700 Refused: Out of Resources: disk full'.
+
+    table: of its service class (pynetdicom.status).
+    """
+    status = int(response.Status)
+    words = table.get(status, ("", "unknown status"))[1]
+    comment = str(response.get("ErrorComment", "") or "").strip()
+    return f"0x{status:04X} {words}".strip() + (f": {comment}" if comment else "")
+
+
+def message_id(number: int) -> int:
+    """Of the request with that number, from 1 on, of an association: 16 bits (PS3.7 Table 9.1-1)."""
+    return (number - 1) % 65535 + 1
 
 
 def _no_context(file: Outgoing) -> str:
@@ -233,6 +248,7 @@ def _associate(
 
     def tune(event: evt.Event) -> None:
         connected.set()
+        _read_with_suspicion(event.assoc, peer.name)
         wire = cast(Any, event.assoc.dul.socket).socket
         # Without it Nagle's algorithm waits 40 ms for an acknowledgement in every message.
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -256,6 +272,33 @@ def _associate(
             "Check its port, its certificate against [tls] ca, and certificate_name of its [[peers]] entry",
         )
     return association, connected.is_set()
+
+
+def _read_with_suspicion(association: Association, name: str) -> None:
+    """One line for what a peer answers and nobody can read; pynetdicom's thread would end with a traceback.
+
+    The association is aborted (PS3.8 table 9-10: Evt19, action AA-8), and whoever waits on it hears of that.
+    """
+    dul, dimse = cast(Any, association.dul), cast(Any, association.dimse)
+    decode, receive = dul._decode_pdu, dimse.receive_primitive
+
+    def decode_pdu(data: bytearray) -> Any:
+        try:
+            decoded, event = decode(data)
+            read_through(decoded)
+        except Exception as error:
+            log.warning("%s sent what cannot be read: %s: %s: aborted", name, type(error).__name__, error)
+            raise  # `_read_pdu_data` makes Evt19 of it
+        return decoded, event
+
+    def receive_primitive(primitive: Any) -> None:
+        try:
+            receive(primitive)
+        except Exception as error:  # noqa: BLE001 - decoders raise whatever the bytes lead to
+            log.warning("%s sent what cannot be read: %s: %s: aborted", name, type(error).__name__, error)
+            dul.event_queue.put(INVALID_PDU)
+
+    dul._decode_pdu, dimse.receive_primitive = decode_pdu, receive_primitive
 
 
 def _identity(peer: Peer) -> list[UserIdentityNegotiation]:
@@ -304,7 +347,12 @@ def rejection(association: Association) -> Any:
 def _pace(association: Association) -> None:
     """Let no more of an object be read than the network has taken."""
     association.dul.to_provider_queue = _Window(association.dul)
-    for item in association.acceptor.user_information:
+    shorten_pdus(association.acceptor)
+
+
+def shorten_pdus(peer: ServiceUser) -> None:
+    """Send it no longer ones than LARGEST_PDU_BYTES, whatever it takes. peer: who is at the other end."""
+    for item in peer.user_information:
         if isinstance(item, MaximumLengthNotification):
             asked = item.maximum_length_received or LARGEST_PDU_BYTES
             item.maximum_length_received = min(asked, LARGEST_PDU_BYTES)

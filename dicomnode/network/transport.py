@@ -32,13 +32,24 @@ from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_FIND, C_GET, C_MOVE, C_STORE
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicomnode.network.command_set import P_DATA_TF, c_store_rsp
 from dicomnode.network.messages import DIMSE, IDLE_S, INVALID_PDU, Limits, close_data_set, misplaced
-from dicomnode.network.wire import CONNECTION_CLOSED, PDU_HEADER_BYTES, Connection, Invalid, Wire
+from dicomnode.network.wire import (
+    CONNECTION_CLOSED,
+    INVALID_VALUE,
+    NOT_SPECIFIED,
+    PDU_HEADER_BYTES,
+    UNEXPECTED_PDU,
+    Connection,
+    Invalid,
+    Wire,
+    read_through,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +60,7 @@ _config.LOG_HANDLER_LEVEL = "none"
 
 # PDUs that wait to be sent, of at most 128 KiB each.
 _WINDOW_PDUS = 8
+_SERVICE_PROVIDER = 2  # PS3.8 table 9-26: who aborts
 # Requests that do not belong to their presentation context; each is a line in the log.
 MAX_MISPLACED_REQUESTS = 16
 
@@ -94,6 +106,7 @@ class _DUL(DULServiceProvider):
         super().__init__(assoc)
         self.daemon = True
         self._run_loop_delay = 0  # `wait` sleeps, and only when there is nothing to do
+        self._abort_reason: int | None = None
         self._rope, self._bell = socket.socketpair()
         self._rope.setblocking(False)
         self.to_provider_queue = _Outgoing(self)
@@ -137,8 +150,9 @@ class _DUL(DULServiceProvider):
     def _read_pdu_data(self) -> None:
         """Read a PDU; P-DATA-TF straight from its buffer, which pynetdicom would copy several times.
 
-        What cannot be read is one line in the log. PS3.8 table 9-10: Evt10 in Sta6 is action DT-2, which
-        stays in Sta6; Sta13 waits for the peer to close, and what it still sends is nobody's.
+        Here, and nowhere later, is decided whether what a peer sends can be read: one line in the log, an
+        A-ABORT with its reason. PS3.8 table 9-10: Evt10 in Sta6 is action DT-2, which stays in Sta6; Sta13
+        waits for the peer to close, and what it still sends is nobody's.
         """
         connection, state = cast(Wire, self.socket), self.state_machine.current_state
         try:
@@ -147,7 +161,7 @@ class _DUL(DULServiceProvider):
                 return
             pdu = connection.recv_pdu()
         except Invalid as error:
-            self.give_up(str(error))
+            self.give_up(str(error), error.abort_reason)
             return
         except OSError as error:
             if str(error):
@@ -159,10 +173,11 @@ class _DUL(DULServiceProvider):
                 self.assoc.dimse.receive_primitive(_p_data(pdu[PDU_HEADER_BYTES:]))
             else:
                 decoded, event = self._decode_pdu(bytearray(pdu))
+                read_through(decoded)
                 self.event_queue.put(event)
                 self._recv_pdu.put(decoded)
         except Exception as error:  # noqa: BLE001 - decoders raise whatever the bytes lead to
-            self.give_up(f"it sent what cannot be read: {type(error).__name__}: {error}")
+            self.give_up(f"it sent what cannot be read: {type(error).__name__}: {error}", INVALID_VALUE)
 
     def idle_timer_expired(self) -> bool:
         """Whether the peer has been silent for too long; told once, it ends the association."""
@@ -181,11 +196,23 @@ class _DUL(DULServiceProvider):
                 self.to_provider_queue.get_nowait()
         return False
 
-    def give_up(self, reason: str) -> None:
-        """Abort the association: the peer does not speak as it must."""
+    def give_up(self, reason: str, abort_reason: int = NOT_SPECIFIED) -> None:
+        """Abort the association: the peer does not speak as it must. abort_reason: PS3.8 table 9-26."""
         log.warning("%s at %s: %s: aborted", *_name(self.assoc), reason)
+        self._abort_reason = abort_reason
         cast(DIMSE, self.assoc.dimse).forget()
         self.event_queue.put(INVALID_PDU)
+
+    def _send(self, pdu: Any) -> None:
+        """Also why an association is aborted, which pynetdicom leaves open (PS3.8 table 9-26)."""
+        if isinstance(pdu, A_ABORT_RQ):
+            if self._abort_reason is not None:
+                pdu.source, pdu.reason_diagnostic = _SERVICE_PROVIDER, self._abort_reason
+            elif (pdu.source, pdu.reason_diagnostic) == (_SERVICE_PROVIDER, NOT_SPECIFIED):
+                # Action AA-8 without a word of ours: a PDU that its state has no place for.
+                log.warning("%s at %s: it sent a PDU out of turn: aborted", *_name(self.assoc))
+                pdu.reason_diagnostic = UNEXPECTED_PDU
+        super()._send(pdu)
 
     def _is_transport_event(self) -> bool:
         late = cast(DIMSE, self.assoc.dimse).late()
@@ -260,8 +287,14 @@ class AcceptedAssociation(Association):
         """As pynetdicom's; an error of ours ends the association and not only its thread."""
         try:
             super().run_reactor()
-        except Exception:
-            log.exception("serving %s failed: aborted", self.requestor.ae_title)
+        except Exception as error:
+            if self.is_established:
+                log.exception("serving %s failed: aborted", self.requestor.ae_title)
+            else:
+                # Up to here nothing but the values of its request is looked at; `Receiver._admit` tells of
+                # an error of ours.
+                why = f"{type(error).__name__}: {error}"
+                log.warning("%s at %s: its request cannot be answered: %s: aborted", *_name(self), why)
             self._abort_nonblocking()
             self.kill()
 
@@ -332,7 +365,7 @@ def _p_data(content: memoryview) -> P_DATA:
 
 
 def _name(assoc: Association) -> tuple[str, str]:
-    return assoc.requestor.ae_title.strip(), str(assoc.requestor.address)
+    return assoc.requestor.ae_title.strip() or "a peer", str(assoc.requestor.address)
 
 
 def bind_interventions(target: Association | ThreadedAssociationServer) -> None:

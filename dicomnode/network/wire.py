@@ -11,8 +11,9 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from pynetdicom.pdu_primitives import MaximumLengthNotification
 from pynetdicom.transport import AssociationSocket
 
 if TYPE_CHECKING:
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 MAX_PDU_BYTES = 1 << 21
 # Four PDUs of the usual 128 KiB: few system calls, each of which lets other threads in between.
 _READ_AHEAD_BYTES = 1 << 19
-_FOREVER_S = 3e7
+FOREVER_S = 3e7
 PDU_HEADER_BYTES = 6  # PS3.8 9.3.1
-_PDU_TYPES = range(1, 8)
+PDU_TYPES = range(1, 8)
+# PS3.8 table 9-26: why the service provider aborts.
+NOT_SPECIFIED, UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_VALUE = 0, 1, 2, 6
+# Of what a peer lets us send: less than two fragments with their headers (PS3.8 9.3.5), so no answer at all.
+_SMALLEST_MAXIMUM_LENGTH = 16
 # PS3.8 table 9-8.
 CONNECTION_CLOSED = "Evt17"
 
@@ -41,7 +46,28 @@ class Connection(Protocol):
 
 
 class Invalid(Exception):
-    """A PDU that is none; the peer is told so by A-ABORT."""
+    """A PDU that is none; the peer is told so by A-ABORT. abort_reason: PS3.8 table 9-26."""
+
+    def __init__(self, reason: str, abort_reason: int = INVALID_VALUE) -> None:
+        super().__init__(reason)
+        self.abort_reason = abort_reason
+
+
+def read_through(pdu: Any) -> None:
+    """Look at every value of a decoded PDU now.
+
+    pynetdicom looks at them when the state machine asks for the primitive, where what it raises ends the
+    thread with a traceback and the peer hears nothing. Raises whatever the values lead to.
+    """
+    primitive = pdu.to_primitive()
+    for item in getattr(primitive, "user_information", None) or ():
+        length = item.maximum_length_received if isinstance(item, MaximumLengthNotification) else 0
+        if 0 < length < _SMALLEST_MAXIMUM_LENGTH:
+            raise ValueError(f"it takes PDUs of {length} bytes, which hold nothing")
+    for context in getattr(primitive, "presentation_context_definition_list", None) or ():
+        if not context.abstract_syntax or not context.transfer_syntax:  # PS3.8 9.3.2.2: mandatory
+            raise ValueError(f"presentation context {context.context_id} lacks a syntax")
+    pdu.to_primitive = lambda: primitive
 
 
 class Wire(AssociationSocket):
@@ -72,8 +98,8 @@ class Wire(AssociationSocket):
         if not self._fill(PDU_HEADER_BYTES):
             raise OSError("the connection ended in the middle of a PDU" if self._start < self._end else "")
         kind, length = struct.unpack_from(">BxL", self._buffer, self._start)
-        if kind not in _PDU_TYPES:
-            raise Invalid(f"it sent a PDU of type 0x{kind:02X}, which there is not")
+        if kind not in PDU_TYPES:
+            raise Invalid(f"it sent a PDU of type 0x{kind:02X}, which there is not", UNRECOGNIZED_PDU)
         if not self._fill(PDU_HEADER_BYTES + length):
             raise OSError("the connection ended in the middle of a PDU")
         begin, self._start = self._start, self._start + PDU_HEADER_BYTES + length
@@ -100,7 +126,7 @@ class Wire(AssociationSocket):
         if self._start + wanted > len(self._buffer):
             self._make_room(wanted)
         # A peer that sends a byte now and then is as dead as one that sends none.
-        end = time.monotonic() + (self.assoc.network_timeout or _FOREVER_S)
+        end = time.monotonic() + (self.assoc.network_timeout or FOREVER_S)
         while self._end - self._start < wanted:
             if self.socket is None:
                 raise OSError("the connection is closed")

@@ -8,9 +8,9 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.uid import UID
 
 from dicomnode.attributes import INDEXED, UNIQUE_KEY, Kind, Level
-from dicomnode.query.find import MODELS
+from dicomnode.contexts import FIND_MODELS, GET_MODELS, MOVE_MODELS
 from dicomnode.query.identifier import COMPUTED, EVERYWHERE
-from dicomnode.query.retrieve import GET_MODELS, MOVE_MODELS, RETRIEVED_CLASSES
+from dicomnode.query.retrieve import RETRIEVED_CLASSES
 
 _HELD = """\
 ## Query/Retrieve
@@ -109,7 +109,7 @@ def query() -> str:
 
 
 def _models() -> str:
-    rights = (("find", MODELS), ("move", MOVE_MODELS), ("get", GET_MODELS))
+    rights = (("find", FIND_MODELS), ("move", MOVE_MODELS), ("get", GET_MODELS))
     rows = [f"| {UID(uid).name} | {uid} | `{right}` |" for right, models in rights for uid in models]
     return "\n".join(("| SOP class (SCP) | UID | right in `may` |", "|---|---|---|", *rows))
 

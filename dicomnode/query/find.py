@@ -13,28 +13,25 @@ from pynetdicom.presentation import PresentationContext, build_context
 
 from dicomnode.attributes import Level
 from dicomnode.audit.trail import SILENT, Audit, Party
-from dicomnode.errors import LedgerUnavailable
+from dicomnode.contexts import FIND_MODELS
 from dicomnode.ledger import Ledger
 from dicomnode.query.answers import Encoder
 from dicomnode.query.identifier import (
     MAX_BYTES,
     OUT_OF_RESOURCES,
     SOP_CLASS_NOT_SUPPORTED,
-    UNABLE_TO_PROCESS,
     Query,
     Refused,
     read,
     to_query,
 )
-from dicomnode.query.replies import Replies
+from dicomnode.query.replies import Replies, refusing
 
 if TYPE_CHECKING:
     from dicomnode.config import Right
 
 log = logging.getLogger(__name__)
 
-# PS3.4 C.6.1.3, C.6.2.3: Patient Root and Study Root, FIND.
-MODELS = (UID("1.2.840.10008.5.1.4.1.2.1.1"), UID("1.2.840.10008.5.1.4.1.2.2.1"))
 SYNTAXES: list[str | UID] = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 # PS3.4 Tables C.4-1: pending, all keys supported or not; cancelled.
 _SUCCESS, _PENDING, _PENDING_SOME_KEYS, _CANCELLED = 0x0000, 0xFF00, 0xFF01, 0xFE00
@@ -62,7 +59,7 @@ class FindService:
 
     def contexts(self) -> list[PresentationContext]:
         """Both models."""
-        return [build_context(model, SYNTAXES) for model in MODELS]
+        return [build_context(model, SYNTAXES) for model in FIND_MODELS]
 
     def handlers(self) -> list[evt.EventHandlerType]:
         """pynetdicom's events."""
@@ -75,28 +72,18 @@ class FindService:
     def _on_extended(self, event: evt.Event) -> dict[str, bytes]:
         """Of what a peer proposes we do combined date and time matching (PS3.4 C.5.1.1.2)."""
         proposed = cast(Any, event).app_info
-        return {uid: extended_answer(asked) for uid, asked in proposed.items() if uid in MODELS}
+        return {uid: extended_answer(asked) for uid, asked in proposed.items() if uid in FIND_MODELS}
 
     def _on_find(self, event: evt.Event) -> None:
         """Answer a request, whatever happens."""
         replies = Replies(event)
         peer = event.assoc.requestor.ae_title.strip()
         self._tell(event)
-        try:
+        with refusing(replies, event, without_ledger=OUT_OF_RESOURCES):
             query = self._understood(event)
             numbers = self._numbers(query)
             log.info("%s queried level %s: %d matches", peer, query.level, len(numbers))
             replies.send(replies.answer(self._matches(event, replies, query, numbers)))
-        except Refused as refused:
-            log.warning("C-FIND of %s refused with 0x%04X: %s", peer, refused.status, refused.comment)
-            replies.refuse(refused)
-        except LedgerUnavailable as error:
-            log.error("C-FIND of %s cannot be answered: %s", peer, error)
-            replies.refuse(Refused(OUT_OF_RESOURCES, "the database does not answer; ask again later"))
-        except Exception as error:
-            # Whatever it was, the peer must hear that it failed.
-            log.exception("C-FIND of %s failed", peer)
-            replies.refuse(Refused(UNABLE_TO_PROCESS, f"the node failed: {type(error).__name__}"))
 
     def _tell(self, event: evt.Event) -> None:
         request = cast(C_FIND, event.request)
@@ -109,7 +96,7 @@ class FindService:
         model = checked_model(request.AffectedSOPClassUID, event.context.abstract_syntax)
         asked = event.assoc.requestor.sop_class_extended.get(model, b"")
         keys = read(request.Identifier, event.context.transfer_syntax)
-        return to_query(keys, patient_root=model == MODELS[0], combined=is_combined(asked))
+        return to_query(keys, patient_root=model == FIND_MODELS[0], combined=is_combined(asked))
 
     def _numbers(self, query: Query) -> list[int]:
         numbers = self._ledger.find(query.question, self._max_matches + 1)

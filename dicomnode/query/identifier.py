@@ -97,17 +97,25 @@ class Query:
 
 
 def read(content: BytesIO | None, transfer_syntax_uid: str) -> Keys:
-    """Raises Refused."""
+    """Raises Refused, whatever the bytes of a peer lead to when they are decoded."""
+    try:
+        return _read(content, UID(transfer_syntax_uid))
+    except (Refused, MemoryError):
+        raise
+    except Flawed as flaw:
+        raise Refused(UNABLE_TO_PROCESS, f"the Identifier cannot be read: {flaw.detail}") from None
+    except Exception as error:
+        why = type(error).__name__
+        raise Refused(UNABLE_TO_PROCESS, f"the Identifier cannot be read: {why}") from error
+
+
+def _read(content: BytesIO | None, syntax: UID) -> Keys:
     data = memoryview(b"" if content is None else content.getvalue())
     if len(data) > MAX_BYTES:
         raise Refused(UNABLE_TO_PROCESS, f"the Identifier has more than {MAX_BYTES} bytes")
-    syntax = UID(transfer_syntax_uid)
     values: dict[int, bytes] = {}
-    try:
-        for element in elements(data, Encoding(syntax.is_implicit_VR, syntax.is_little_endian)):
-            values[element.tag] = bytes(data[element.start : element.end])
-    except Flawed as flaw:
-        raise Refused(UNABLE_TO_PROCESS, f"the Identifier cannot be read: {flaw.detail}") from None
+    for element in elements(data, Encoding(syntax.is_implicit_VR, syntax.is_little_endian)):
+        values[element.tag] = bytes(data[element.start : element.end])
     encodings = encodings_of(values)
     known: dict[str, str] = {}
     others = 0

@@ -1,15 +1,21 @@
-"""Responses to a request, sent by whoever serves it."""
+"""Responses to a request, sent by whoever serves it; also when it cannot be served."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pynetdicom import evt
 from pynetdicom.pdu_primitives import P_DATA
 
+from dicomnode.errors import LedgerUnavailable
 from dicomnode.network.command_set import c_find_rsp, data_fragments
 from dicomnode.network.send import LARGEST_PDU_BYTES
-from dicomnode.query.identifier import Refused
+from dicomnode.query.identifier import UNABLE_TO_PROCESS, Refused
+
+log = logging.getLogger(__name__)
 
 # What a P-DATA-TF holds beside two fragments: lengths, context IDs, control headers (PS3.8 9.3.5).
 _OVERHEAD_BYTES = 12
@@ -58,3 +64,29 @@ class Replies:
         primitive: Any = P_DATA()
         primitive.presentation_data_value_list = [[self.context_id, value] for value in values]
         self.assoc.dul.send_pdu(primitive)
+
+
+@contextmanager
+def refusing(replies: Replies, event: evt.Event, *, without_ledger: int) -> Iterator[None]:
+    """Answer a request with a failure, whatever happens while it is served.
+
+    without_ledger: the status where the database does not answer.
+    """
+    name, peer = name_of(event), event.assoc.requestor.ae_title.strip()
+    try:
+        yield
+    except Refused as refused:
+        log.warning("%s of %s refused with 0x%04X: %s", name, peer, refused.status, refused.comment)
+        replies.refuse(refused)
+    except LedgerUnavailable as error:
+        log.error("%s of %s cannot be answered: %s", name, peer, error)
+        replies.refuse(Refused(without_ledger, "the database does not answer; ask again later"))
+    except Exception as error:
+        # Whatever it was, the peer must hear that it failed.
+        log.exception("%s of %s failed", name, peer)
+        replies.refuse(Refused(UNABLE_TO_PROCESS, f"the node failed: {type(error).__name__}"))
+
+
+def name_of(event: evt.Event) -> str:
+    """C-FIND, C-MOVE or C-GET."""
+    return event.event.name.removeprefix("EVT_").replace("_", "-")

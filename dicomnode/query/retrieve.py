@@ -15,25 +15,24 @@ from typing import TYPE_CHECKING, cast
 from pydicom.uid import UID, KeyObjectSelectionDocumentStorage, ParametricMapStorage
 from pynetdicom import evt
 from pynetdicom.dimse_primitives import C_GET, C_MOVE
-from pynetdicom.pdu_primitives import MaximumLengthNotification
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicomnode.audit.trail import SILENT, Audit, Party
-from dicomnode.contexts import SOP_CLASSES, transfer_syntaxes
+from dicomnode.contexts import GET_MODELS, MOVE_MODELS, SOP_CLASSES, transfer_syntaxes
 from dicomnode.errors import LedgerUnavailable, NodeError
 from dicomnode.ledger import Ledger
-from dicomnode.network.send import LARGEST_PDU_BYTES, open_association
+from dicomnode.network.send import open_association, shorten_pdus
 from dicomnode.query.find import SYNTAXES, checked_model
 from dicomnode.query.identifier import (
     DESTINATION_UNKNOWN,
     UNABLE_TO_COUNT,
     UNABLE_TO_PERFORM,
-    UNABLE_TO_PROCESS,
     Refused,
     read,
     to_retrieval,
 )
 from dicomnode.query.objects import FALLBACKS, Files
+from dicomnode.query.replies import name_of, refusing
 from dicomnode.query.suboperations import Progress, Retrieved, Route, perform
 from dicomnode.records import HeldObject
 
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# PS3.4 C.6.1.3, C.6.2.3: Patient Root and Study Root.
-MOVE_MODELS = (UID("1.2.840.10008.5.1.4.1.2.1.2"), UID("1.2.840.10008.5.1.4.1.2.2.2"))
-GET_MODELS = (UID("1.2.840.10008.5.1.4.1.2.1.3"), UID("1.2.840.10008.5.1.4.1.2.2.3"))
 # What the node holds: what it accepts and what it makes.
 RETRIEVED_CLASSES = (*SOP_CLASSES, ParametricMapStorage, KeyObjectSelectionDocumentStorage)
 _MAX_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers of one byte
@@ -70,20 +66,9 @@ class _Retrieval:
     def _serve(self, event: evt.Event, carry_out: _CarryOut) -> None:
         """Answer a request, whatever happens."""
         replies = Retrieved(event)
-        peer = event.assoc.requestor.ae_title.strip()
-        try:
+        # Tables C.4-2, C.4-3: without the ledger the matches cannot be counted.
+        with refusing(replies, event, without_ledger=UNABLE_TO_COUNT):
             carry_out(event, self._objects(event), replies)
-        except Refused as refused:
-            code, why = refused.status, refused.comment
-            log.warning("%s of %s refused with 0x%04X: %s", _name(event), peer, code, why)
-            replies.refuse(refused)
-        except LedgerUnavailable as error:
-            log.error("%s of %s cannot be answered: %s", _name(event), peer, error)
-            replies.refuse(Refused(UNABLE_TO_COUNT, "the database does not answer; ask again later"))
-        except Exception as error:
-            # Whatever it was, the peer must hear that it failed.
-            log.exception("%s of %s failed", _name(event), peer)
-            replies.refuse(Refused(UNABLE_TO_PROCESS, f"the node failed: {type(error).__name__}"))
 
     def _objects(self, event: evt.Event) -> list[HeldObject]:
         request = cast("C_MOVE | C_GET", event.request)
@@ -111,7 +96,7 @@ class _Retrieval:
                 for wanted in (False, True)
             )
         except LedgerUnavailable as error:
-            log.error("the audit trail lacks a %s: %s", _name(event), error)
+            log.error("the audit trail lacks a %s: %s", name_of(event), error)
             return
         self._audit.retrieved(to, Party.calling(event.assoc), sent, not_sent)
 
@@ -120,11 +105,11 @@ class _Retrieval:
         left = progress.remaining > 0
         peer = event.assoc.requestor.ae_title.strip()
         if left and self._stopping:
-            log.warning("%s of %s %s: the node is stopping", _name(event), peer, where)
+            log.warning("%s of %s %s: the node is stopping", name_of(event), peer, where)
             raise Refused(UNABLE_TO_PERFORM, "the node is stopping; ask again later")
         level = logging.WARNING if progress.failed else logging.INFO
         end = "cancelled" if left else "done"
-        log.log(level, "%s of %s %s: %s; %s", _name(event), peer, where, end, progress)
+        log.log(level, "%s of %s %s: %s; %s", name_of(event), peer, where, end, progress)
         replies.final(progress, cancelled=left)
 
 
@@ -213,10 +198,7 @@ class GetService(_Retrieval):
         return [(evt.EVT_C_GET, lambda event: self._serve(event, self._get))]
 
     def _get(self, event: evt.Event, objects: list[HeldObject], replies: Retrieved) -> None:
-        for item in event.assoc.requestor.user_information:
-            if isinstance(item, MaximumLengthNotification):
-                asked = item.maximum_length_received or LARGEST_PDU_BYTES
-                item.maximum_length_received = min(asked, LARGEST_PDU_BYTES)
+        shorten_pdus(event.assoc.requestor)
         progress = Progress(len(objects))
         route = Route(event.assoc, self._files)
         perform(route, objects, progress, replies, lambda: self._ended(event))
@@ -248,7 +230,3 @@ def _contexts(objects: Sequence[HeldObject]) -> list[tuple[str, str]]:
             for syntax in (held.transfer_syntax_uid, *FALLBACKS)
         }
     )
-
-
-def _name(event: evt.Event) -> str:
-    return event.event.name.removeprefix("EVT_").replace("_", "-")

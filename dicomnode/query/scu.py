@@ -19,14 +19,11 @@ from pynetdicom.association import Association
 from pynetdicom.status import QR_FIND_SERVICE_CLASS_STATUS, QR_MOVE_SERVICE_CLASS_STATUS
 
 from dicomnode.config import Peer
-from dicomnode.contexts import transfer_syntaxes
+from dicomnode.contexts import STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE, transfer_syntaxes
 from dicomnode.errors import NodeError, Transient
-from dicomnode.network.send import open_association
+from dicomnode.network.send import open_association, said
 from dicomnode.reception.header import is_valid_uid
 
-STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
-STUDY_ROOT_MOVE = "1.2.840.10008.5.1.4.1.2.2.2"
-STUDY_ROOT_GET = "1.2.840.10008.5.1.4.1.2.2.3"
 MOST_MATCHES = 20_000
 # Instance UIDs in one request: a list of thousands is more than some PACS take.
 UIDS_PER_REQUEST = 100
@@ -95,13 +92,15 @@ class Source:
         """Every series of a study. Raises QueryRefused, Transient."""
         keys = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": "", "Modality": ""}
         found = self._find("SERIES", keys | {"NumberOfSeriesRelatedInstances": None})
-        return [_series_of(ds) for ds in found if is_valid_uid(_text(ds, "SeriesInstanceUID"))]
+        with self._readable():
+            return [_series_of(ds) for ds in found if is_valid_uid(_text(ds, "SeriesInstanceUID"))]
 
     def objects(self, study_instance_uid: str, series_instance_uid: str) -> list[FoundObject]:
         """Every object of a series. Raises QueryRefused, Transient."""
         keys = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": series_instance_uid}
         found = self._find("IMAGE", keys | {"SOPInstanceUID": "", "SOPClassUID": ""})
-        pairs = ((_text(ds, "SOPInstanceUID"), _text(ds, "SOPClassUID")) for ds in found)
+        with self._readable():
+            pairs = [(_text(ds, "SOPInstanceUID"), _text(ds, "SOPClassUID")) for ds in found]
         return [FoundObject(uid, sop_class) for uid, sop_class in pairs if is_valid_uid(uid)]
 
     def pull(self, study_instance_uid: str, series_instance_uid: str, uids: Sequence[str]) -> Pulled:
@@ -163,6 +162,15 @@ class Source:
         except RuntimeError as error:
             raise Transient(f"{self._peer.name} ended the association: {error}") from error
 
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Look at matches. pydicom decodes a value when it is asked for, and raises whatever it leads to."""
+        try:
+            yield
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"[:200]
+            raise QueryRefused(f"{self._peer.name} answers what cannot be read: {why}") from error
+
     def _status(self, response: Dataset, command: str) -> int:
         status = response.get("Status")
         if status is None:
@@ -170,11 +178,7 @@ class Source:
         return int(status)
 
     def _said(self, command: str, response: Dataset, table: dict[int, tuple[str, str]]) -> str:
-        status = int(response.Status)
-        comment = str(response.get("ErrorComment", "") or "").strip()
-        words = table.get(status, ("", "unknown status"))[1]
-        text = f"{self._peer.name} answered {command} with 0x{status:04X} {words}".strip()
-        return text + (f": {comment}" if comment else "")
+        return f"{self._peer.name} answered {command} with {said(response, table)}"
 
 
 @contextmanager
@@ -186,7 +190,7 @@ def source(
     Raises AssociationRefused, and Transient when the peer cannot be reached.
     """
     model = STUDY_ROOT_MOVE if by == "move" else STUDY_ROOT_GET
-    contexts = [(uid, syntax) for uid in (STUDY_ROOT_FIND, model) for syntax in _SYNTAXES]
+    contexts = [(str(uid), syntax) for uid in (STUDY_ROOT_FIND, model) for syntax in _SYNTAXES]
     as_scp: list[str] = []
     handlers: list[evt.EventHandlerType] = []
     if by == "get":

@@ -12,7 +12,9 @@ from pydicom.uid import UID
 from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.dsutils import encode
+from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
+from dicomnode.network.send import STORED, message_id, said
 from dicomnode.query.identifier import UNABLE_TO_PERFORM
 from dicomnode.query.objects import Files, Unsendable
 from dicomnode.query.replies import Replies
@@ -21,7 +23,6 @@ from dicomnode.records import HeldObject
 log = logging.getLogger(__name__)
 
 _SUCCESS, _PENDING, _WARNING, _CANCELLED = 0x0000, 0xFF00, 0xB000, 0xFE00
-_STORED_WITH_WARNING = frozenset({0xB000, 0xB006, 0xB007})  # PS3.4 Table B.2-1
 # A value of VR UI has at most 64 KiB in explicit VR; more UIDs than that are not named.
 _MAX_LIST_BYTES = 65534
 
@@ -119,9 +120,9 @@ class Route:
         }
         try:
             with self.files.fitting(held, accepted) as path:
-                ae_title, message_id = self.originator or (None, None)
+                ae_title, request_id = self.originator or (None, None)
                 response = self.assoc.send_c_store(
-                    path, (number - 1) % 65535 + 1, originator_aet=ae_title, originator_id=message_id
+                    path, message_id(number), originator_aet=ae_title, originator_id=request_id
                 )
         except Unsendable as error:
             raise NotStored(str(error)) from None
@@ -130,8 +131,8 @@ class Route:
         status = response.get("Status")
         if status is None:
             raise NotStored("the receiver aborted, closed the connection or fell silent")
-        if status != _SUCCESS and status not in _STORED_WITH_WARNING:
-            raise NotStored(f"the receiver answered 0x{status:04X} {response.get('ErrorComment', '') or ''}")
+        if status not in STORED:
+            raise NotStored(f"the receiver answered {said(response, STORAGE_SERVICE_CLASS_STATUS)}")
         return bool(status != _SUCCESS)
 
 

@@ -15,6 +15,7 @@ from pydicom import dcmread
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 
+from dicomnode.reception.defects import Defect, Flawed
 from dicomnode.reception.spool import Origin, file_meta, split_file
 
 _PIXEL_DATA = 0x7FE00010
@@ -52,16 +53,26 @@ class Comparison:
 def compare(path: Path, origin: Origin, data: memoryview) -> Comparison:
     """The object in the spool against the data set that came.
 
-    Raises what pydicom raises when compressed pixels cannot be decoded.
+    Raises Flawed when that cannot be told: pixels that cannot be decoded, say.
     """
     content = memoryview(path.read_bytes())
+    try:
+        return _compared(content, origin, data)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise whatever the bytes lead to
+        why = f"it cannot be compared with what came before: {type(error).__name__}: {error}"
+        raise Flawed(Defect.UNREADABLE, why[:200]) from error
+
+
+def _compared(content: memoryview, origin: Origin, data: memoryview) -> Comparison:
     stored_origin, stored_data = split_file(content)
     if stored_origin.transfer_syntax_uid == origin.transfer_syntax_uid and stored_data == data:
         return Comparison((), ())
     stored = dcmread(io.BytesIO(content))
     came = dcmread(io.BytesIO(file_meta(origin, data) + data))
     tags = {int(tag) for tag in (*stored.keys(), *came.keys())} - {_PIXEL_DATA}
-    differing = [tag for tag in sorted(tags) if tag & 0xFFFF and stored.get(tag) != came.get(tag)]
+    differing = [tag for tag in sorted(tags) if tag & 0xFFFF and _differs(stored, came, tag)]
     decisive = [tag for tag in differing if _is_content(tag)]
     names = [keyword_for_tag(tag) for tag in decisive]
     if not names and not _same_pixels(stored, came):
@@ -69,6 +80,18 @@ def compare(path: Path, origin: Origin, data: memoryview) -> Comparison:
     if stored_origin.transfer_syntax_uid != origin.transfer_syntax_uid:
         differing.insert(0, 0x00020010)
     return Comparison(tuple(names), tuple(_name(tag) for tag in differing if tag not in decisive))
+
+
+def _differs(stored: Dataset, came: Dataset, tag: int) -> bool:
+    """Whether an element differs. Of a value that nobody can read, its bytes tell.
+
+    pydicom decodes values here for the first time, and raises whatever they lead to.
+    """
+    try:
+        return bool(stored.get(tag) != came.get(tag))
+    except Exception:  # noqa: BLE001 - the node keeps such values and does not need them
+        first, second = stored.get_item(tag), came.get_item(tag)
+        return first is None or second is None or bool(first.value != second.value)
 
 
 def _is_content(tag: int) -> bool:

@@ -11,7 +11,7 @@ import mmap
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,8 @@ _LAST_INDEXED = max(BY_TAG)
 _ASCII_VRS = frozenset({"AE", "AS", "CS", "DA", "IS", "TM", "UI"})
 # PS3.10 7.1: preamble and prefix, then File Meta Information Group Length, 12 bytes with its value.
 _META_START = 144
+# An Integer String (PS3.5 table 6.2-1). Python refuses to make a number of thousands of digits.
+_IS_CHARACTERS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,11 @@ def inspect(data: memoryview, transfer_syntax_uid: str, scratch: Scratch = ANYWH
     scratch: where a deflated one is inflated, and how large it may become.
     Raises Flawed with the first defect.
     """
-    syntax = UID(transfer_syntax_uid)
+    with _readable():
+        return _inspected(data, UID(transfer_syntax_uid), scratch)
+
+
+def _inspected(data: memoryview, syntax: UID, scratch: Scratch) -> Header:
     if syntax.is_deflated:
         data = _inflate(data, scratch)
     encoding = Encoding(implicit=syntax.is_implicit_VR, little=syntax.is_little_endian)
@@ -110,7 +116,7 @@ def study_instance_uid(data: memoryview, transfer_syntax_uid: str) -> str:
     """What can be known of a refused object's study; empty when it is not known."""
     syntax = UID(transfer_syntax_uid)
     encoding = Encoding(implicit=syntax.is_implicit_VR, little=syntax.is_little_endian)
-    with contextlib.suppress(Flawed, zlib.error):
+    with contextlib.suppress(Flawed, zlib.error), _readable():
         if syntax.is_deflated:
             inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
                 data[:_BEGINNING_BYTES], _BEGINNING_BYTES
@@ -129,12 +135,13 @@ def describe(data: memoryview, transfer_syntax_uid: str) -> dict[str, str]:
     if syntax.is_deflated:
         data = _inflate(data)
     values: dict[int, bytes] = {}
-    for element in elements(data, Encoding(syntax.is_implicit_VR, syntax.is_little_endian)):
-        if element.tag > _LAST_INDEXED:
-            break
-        if element.tag in _WANTED:
-            values[element.tag] = bytes(data[element.start : element.end])
-    return _attributes(values, encodings_of(values), syntax.is_little_endian)
+    with _readable():
+        for element in elements(data, Encoding(syntax.is_implicit_VR, syntax.is_little_endian)):
+            if element.tag > _LAST_INDEXED:
+                break
+            if element.tag in _WANTED:
+                values[element.tag] = bytes(data[element.start : element.end])
+        return _attributes(values, encodings_of(values), syntax.is_little_endian)
 
 
 def describe_file(path: Path, transfer_syntax_uid: str) -> dict[str, str]:
@@ -160,6 +167,20 @@ def inflated_bytes(path: Path, most: int) -> int:
                 break
             size += inflated
     return size
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Read what a peer has sent: whatever its bytes lead to is Flawed, and no error of the node's.
+
+    Character sets, numbers and lengths are decoded by pydicom and Python, which raise what they like.
+    """
+    try:
+        yield
+    except (Flawed, OSError, MemoryError, zlib.error):  # the disk's and the machine's are the node's own
+        raise
+    except Exception as error:
+        raise Flawed(Defect.UNREADABLE, type(error).__name__) from error
 
 
 def _inflate(data: memoryview, scratch: Scratch = ANYWHERE) -> memoryview:
@@ -268,7 +289,7 @@ class _Description:
         text = _ascii(self._values, _FRAMES)
         if not text:
             return 1
-        if not text.lstrip("+").isdecimal() or int(text) == 0:
+        if len(text) > _IS_CHARACTERS or not text.lstrip("+").isdecimal() or int(text) == 0:
             raise Flawed(Defect.PIXEL_DESCRIPTION, "NumberOfFrames")
         return int(text)
 

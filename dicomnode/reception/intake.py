@@ -2,7 +2,8 @@
 
 An object is acknowledged once its file is durable; the ledger hears of it a moment later, in a batch.
 Between the two lies only memory, and `recover` finds in the spool what was lost with it. So a
-ledger that is locked or gone delays nothing but the computation.
+ledger that is locked or gone delays nothing but the computation. An object that the ledger refuses keeps no
+other out of it: it is left where it lies and told of, and its case is held.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dicomnode.errors import LedgerUnavailable
+from dicomnode.errors import LedgerUnavailable, RowRefused
 from dicomnode.ledger import Ledger
 from dicomnode.reception.defects import Flawed
 from dicomnode.reception.header import Header, inspect
@@ -20,6 +21,8 @@ from dicomnode.reception.spool import Note, Origin, Spool, split_file
 from dicomnode.records import Instance, Quarantined
 
 log = logging.getLogger(__name__)
+
+_NOT_TAKEN = "the database did not take an object that was received"
 
 
 class Intake:
@@ -34,6 +37,8 @@ class Intake:
         self._notes: list[Note] = []
         self._conflicts: dict[str, str] = {}
         self._again: dict[str, Path] = {}
+        # SOP Instance UIDs of those that waited already when this node started, or came again.
+        self._old: set[str] = set()
 
     def add(self, instance: Instance) -> None:
         """An object is durable and about to be acknowledged."""
@@ -69,7 +74,7 @@ class Intake:
             try:
                 self._flush_again(now)
                 # Objects first: a contradiction needs the case that they make.
-                touched |= self._flush_instances(now)
+                self._flush_instances(now, touched)
                 self._flush_conflicts(now)
                 self._flush_notes()
             except LedgerUnavailable as error:
@@ -117,6 +122,7 @@ class Intake:
             self._spool.discard(path)
             return
         relative = self._spool.relative(path)
+        self._old.add(header.sop_instance_uid)
         self.add(instance_of(header, origin, relative, stat.st_size, min(now, stat.st_mtime)))
 
     def _flush_again(self, now: float) -> None:
@@ -128,26 +134,66 @@ class Intake:
             for uid in again:
                 del self._again[uid]
 
-    def _flush_instances(self, now: float) -> set[int]:
+    def _flush_instances(self, now: float, touched: set[int]) -> None:
         with self._lock:
             batch = tuple(self._instances)
-        touched = self._ledger.add_instances(batch, now)
+        try:
+            self._register_all(batch, now, touched)
+        except RowRefused:
+            self._register_parts(batch, now, touched)
+
+    def _register_all(self, batch: Sequence[Instance], now: float, touched: set[int]) -> None:
+        """In one transaction. batch: those that have waited longest."""
+        touched |= self._ledger.add_instances(batch, now)
+        self._leave_out(batch)
+
+    def _register_parts(self, batch: Sequence[Instance], now: float, touched: set[int]) -> None:
+        """Half by half, until the ones are found that the ledger refuses; each was refused twice then."""
+        try:
+            self._register_all(batch, now, touched)
+        except RowRefused as error:
+            if len(batch) == 1:
+                self._set_aside(batch[0], error, now)
+                return
+            middle = len(batch) // 2
+            self._register_parts(batch[:middle], now, touched)
+            self._register_parts(batch[middle:], now, touched)
+
+    def _leave_out(self, batch: Sequence[Instance]) -> None:
         with self._lock:
             del self._instances[: len(batch)]
-        return touched
+            self._old.difference_update(instance.sop_instance_uid for instance in batch)
+
+    def _set_aside(self, instance: Instance, error: RowRefused, now: float) -> None:
+        """The object was acknowledged: its file stays, and its case must not go on without it unnoticed."""
+        uid, study = instance.sop_instance_uid, instance.study_instance_uid
+        # What was told of before holds no case again at every start.
+        if uid not in self._old or not self._ledger.has_heard(study, _NOT_TAKEN):
+            with self._lock:
+                self._conflicts.setdefault(study, f"{_NOT_TAKEN}: {uid}, {instance.path}")
+        self._leave_out((instance,))
+        log.error(
+            "%s from %s is set aside: %s. Its file stays where it is, %s, and its case is held. It is tried "
+            "again when it is sent again, and at the next start: please report this",
+            uid, instance.peer, error.reason, instance.path,
+        )  # fmt: skip
 
     def _flush_conflicts(self, now: float) -> None:
         with self._lock:
             conflicts = dict(self._conflicts)
-        for study, reason in conflicts.items():
-            # Its first object may have come after the batch was taken: then it is said again.
-            if self._ledger.conflict(study, reason, now):
+        # A study's first object may have come after the batch was taken: then it is said later.
+        for study in sorted(self._ledger.with_case(conflicts)) if conflicts else ():
+            if self._ledger.conflict(study, conflicts[study], now):
                 with self._lock:
                     del self._conflicts[study]
 
     def _flush_notes(self) -> None:
         while self._notes:
-            self._ledger.quarantine(_quarantined(self._notes[0]))
+            note = self._notes[0]
+            try:
+                self._ledger.quarantine(_quarantined(note))
+            except RowRefused as error:
+                log.error("the ledger does not tell of %s, which was refused: %s", note.path, error)
             with self._lock:
                 del self._notes[0]
 

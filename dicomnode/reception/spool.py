@@ -30,14 +30,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from dicomnode.claims import Claims, leave_alone
+from dicomnode.durable import sync_folder
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomnode.privacy import FILE_MODE, FOLDER_MODE
 from dicomnode.reception.defects import Defect, Flawed
 from dicomnode.reception.header import is_valid_uid
 from dicomnode.reception.incoming import pieces
 
-_SPOOL = "spool"
-_QUARANTINE = "quarantine"
+# Folders below data_dir.
+SPOOL = "spool"
+QUARANTINE = "quarantine"
 _PREAMBLE_BYTES = 128
 _PREFIX = b"DICM"
 # Folder syncs at the same time; the file system makes one flush of them.
@@ -98,8 +100,8 @@ class Spool:
         node: str = "",
     ) -> None:
         self.data_dir = data_dir
-        self._spool = data_dir / _SPOOL
-        self._quarantine = data_dir / _QUARANTINE
+        self._spool = data_dir / SPOOL
+        self._quarantine = data_dir / QUARANTINE
         self._min_free_bytes = min_free_bytes
         self._free = free
         self._study_of: dict[str, str] = {}
@@ -255,7 +257,7 @@ class Spool:
         for path in paths:
             file = self.data_dir / path
             file.unlink(missing_ok=True)
-            if path.startswith(f"{_SPOOL}/"):
+            if path.startswith(f"{SPOOL}/"):
                 self._forget(file.stem)
             folders.add(file.parent)
         for folder in sorted(folders):
@@ -409,12 +411,3 @@ def _write_all(descriptor: int, parts: Sequence[bytes | memoryview]) -> None:
             view = piece
             while view:
                 view = view[os.write(descriptor, view[:_WRITE_BYTES]) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """The names in it outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ from pathlib import Path
 from pydicom import Dataset, dcmwrite
 from pydicom.uid import generate_uid
 
+from dicomnode.durable import sync_folder
 from dicomnode.privacy import FOLDER_MODE, opener
 from dicomnode.results import parametric_map, rejection, rtdose, segmentation, summary_report
 from dicomnode.results.findings import EncodingSettings, Findings, InstanceReference, ResultKind
@@ -167,21 +168,13 @@ def _write_durably(result: Dataset, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _make_durably(folder: Path) -> None:
     """The folder of an attempt (results/CASE/ATTEMPT), and that of its case, which may be as new."""
     folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     # A folder that we may not read was there before us.
     with contextlib.suppress(PermissionError):
-        _sync_folder(folder.parent.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        sync_folder(folder.parent.parent)

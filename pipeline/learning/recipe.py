@@ -42,6 +42,7 @@ from pipeline.learning.scene import Patient, Split, given_scene
 from pipeline.simulate.camera import SpectCamera
 
 if TYPE_CHECKING:
+    from models.dblurdosenet import Network
     from pipeline.learning.results import Evaluation
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ Stage = Literal["generate", "train", "evaluate", "publish"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 GENERATING, TRAINING = 0.45, 0.45
 LEAST_TO_TRAIN = 2
+GOING_ON = 0.5
+"""Of the learning rate: for weights that training goes on from."""
 HELD_BACK = 5
 """Of a hospital's own patients one in so many is judged, and one in so many looked at while training."""
 
@@ -62,6 +65,9 @@ class Recipe:
         is time for.
     data: a hospital's own truth instead of virtual patients (see `example`); None: virtual patients.
     architectures: each is trained; the first one's weights are published. name: of the published weights.
+    steps: of training, for each architecture, in place of its share of the hours: an equal budget anywhere.
+    start_from: folder of weights to go on from, in place of nothing: for more of the same, or for a camera of
+        one's own.
     device: of all that can use one. threads: of the processor, in each process; None: all.
     workers: processes that generate at once.
     pause_s: this call ends after so long, whatever is done by then; None: it does not.
@@ -76,6 +82,8 @@ class Recipe:
     data: Path | None = None
     architectures: tuple[str, ...] = ("dblurdosenet",)
     middle: int = 16
+    steps: int | None = None
+    start_from: Path | None = None
     name: str = "dblurdosenet-lu177"
     device: str = "cpu"
     threads: int | None = None
@@ -89,6 +97,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.hours > 0:
             raise InputRejected(f"a recipe of {self.hours:g} hours", "Give it more than none")
+        if self.start_from is not None and len(self.architectures) != 1:
+            raise InputRejected(
+                f"weights to start from, and {len(self.architectures)} architectures to train",
+                "Name the one architecture of these weights",
+            )
         if self.data is not None and not self.data.is_dir():
             raise InputRejected(
                 f"there is no folder {self.data}", "Name the folder that holds one per patient"
@@ -97,13 +110,14 @@ class Recipe:
     @property
     def loop(self) -> training.Settings:
         """How each network is trained: its share of the hours, and larger batches where a GPU computes."""
-        seconds = TRAINING * self.hours * HOUR_S / len(self.architectures)
         if self.learning is not None:
             return self.learning
+        seconds = None if self.steps else TRAINING * self.hours * HOUR_S / len(self.architectures)
+        budget = training.Settings(steps=self.steps, seconds=seconds)
         if self.device == "cpu":
             # Four times as many patients in the same time, and kernels as wide as the camera's response.
-            return training.Settings(seconds=seconds, in_plane=2, crop=80, margin=8, batch=2)
-        return training.Settings(seconds=seconds, batch=16, loaders=8, memory_gb=20.0)
+            return replace(budget, in_plane=2, crop=80, margin=8, batch=2)
+        return replace(budget, batch=16, loaders=8, memory_gb=20.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -272,11 +286,12 @@ def train(work: Work, left: Callable[[], float]) -> None:
     in_plane = recipe.loop.in_plane
     validation = list(new_samples(work.folder / "validation", set(), in_plane))
     for architecture in recipe.architectures:
+        network, settings = _beginning(work, architecture)
         work.tell(f"training {architecture} on {there} patients")
         trained = training.train(
-            training.fresh(architecture, recipe.middle, recipe.loop.seed),
+            network,
             new_samples(folder, set(), in_plane),
-            recipe.loop,
+            settings,
             network_folder(work.folder, architecture),
             device=recipe.device,
             validation=validation,
@@ -288,6 +303,42 @@ def train(work: Work, left: Callable[[], float]) -> None:
         if not trained.finished:
             work.tell(f"paused at step {trained.step}: call again to go on")
             return
+
+
+def _beginning(work: Work, architecture: str) -> tuple[Network, training.Settings]:
+    """A network that knows nothing, or one that goes on from weights, and the settings of the loop.
+
+    What was trained has found its BatchNorm statistics, which are held from the first step, and its rate is a
+    part of the highest: it is to be moved on, not shaken.
+
+    raises: InputRejected for weights of another architecture, nuclide or voxel size; ModelRejected for those
+        that cannot be read.
+    """
+    from models import weights
+
+    recipe, settings = work.recipe, work.recipe.loop
+    if recipe.start_from is None:
+        return training.fresh(architecture, recipe.middle, settings.seed), settings
+    found = weights.load(recipe.start_from)
+    known = found.manifest
+    voxel = _voxel_of(work.folder, settings.in_plane)
+    for what, theirs, ours in (
+        ("architecture", known.architecture, architecture),
+        ("nuclide", known.nuclide, work.camera.nuclide),
+        ("voxel size", _said_mm(known.voxel_mm), _said_mm(voxel)),
+    ):
+        if theirs != ours:
+            raise InputRejected(
+                f"the weights {known.name} are of the {what} {theirs}, and {ours} is to be trained",
+                "Start from others, or from nothing",
+            )
+    begun = f"{known.name}, sha256 {known.sha256}"
+    rate = settings.learning_rate * GOING_ON
+    return found.network, replace(settings, learning_rate=rate, hold_norm=0.0, started_from=begun)
+
+
+def _said_mm(voxel: Sequence[float]) -> str:
+    return " x ".join(f"{side:.4g}" for side in voxel) + " mm"
 
 
 def network_folder(folder: Path, architecture: str) -> Path:
@@ -397,7 +448,7 @@ def publish(work: Work, left: Callable[[], float]) -> None:
         date=work.today,
         software=recipe.software,
     )
-    again = f"dicomnode train {work.folder.name} --hours {_hours(recipe, trained):g} --device {recipe.device}"
+    again = f"dicomnode train {work.folder.name} {_budget(recipe, trained)} --device {recipe.device}"
     target = work.folder / "weights" / recipe.name
     weights.save(
         target,
@@ -409,12 +460,15 @@ def publish(work: Work, left: Callable[[], float]) -> None:
     work.tell(f"weights in {target}")
 
 
-def _hours(recipe: Recipe, trained: Mapping[str, Any]) -> float:
-    """Of all stages, by the time that the network was trained for, whatever this call was given."""
-    seconds = trained["settings"].get("seconds")
-    if seconds is None:
-        return recipe.hours
-    return round(float(seconds) * len(recipe.architectures) / TRAINING / HOUR_S, 2)
+def _budget(recipe: Recipe, trained: Mapping[str, Any]) -> str:
+    """The options that train the network as it was trained, whatever this call was given."""
+    settings = trained["settings"]
+    begun = settings.get("started_from", "").partition(",")[0]
+    start = f" --start-from {begun}" if begun else ""
+    if settings.get("seconds") is None:
+        return f"--steps {settings['steps']}{start}"
+    hours = float(settings["seconds"]) * len(recipe.architectures) / TRAINING / HOUR_S
+    return f"--hours {round(hours, 2):g}{start}"
 
 
 def _trained(work: Work) -> list[str]:
@@ -435,7 +489,11 @@ def _examples(folder: Path) -> Iterator[Example]:
 
 def _voxel_mm(folder: Path, checkpoint: Mapping[str, NDArray[Any]]) -> tuple[float, float, float]:
     """Of a network, (z, y, x): of the examples, merged as in training. Raises InputRejected for none."""
-    in_plane = json.loads(str(checkpoint["settings"])).get("in_plane", 1)
+    return _voxel_of(folder, json.loads(str(checkpoint["settings"])).get("in_plane", 1))
+
+
+def _voxel_of(folder: Path, in_plane: int) -> tuple[float, float, float]:
+    """Of a folder's examples, so many rows and columns of which make one. Raises InputRejected for none."""
     for path in sorted(folder.glob("*/*.npz")):
         z, y, x = described(path)["spacing_mm"]
         return z, in_plane * y, in_plane * x

@@ -122,7 +122,7 @@ def targets_table(evaluation: Evaluation, method: str = CNN) -> str:
             _met(lesions >= paper.LEAST_LESIONS),
         )
     )
-    rows += [_certainty(evaluation, of) for of in (TRUTH, MC)]
+    rows += _certainties(evaluation)
     return table((f"{method}", "asked", "reached", ""), rows)
 
 
@@ -136,19 +136,34 @@ def _bare(evaluation: Evaluation, method: str) -> list[tuple[str, str, str, str]
     return [("the network itself, given a SPECT of zero", NOTHING, reached, "never returned")]
 
 
-def _certainty(evaluation: Evaluation, of: str) -> tuple[str, str, str, str]:
-    """The statistical uncertainty of the mean in the VOIs: the largest, which is judged, and the average."""
-    key = "label_uncertainty" if of == TRUTH else "mc_uncertainty"
-    known = [value for voi in evaluation.vois() if (value := float(getattr(voi, key))) > 0]
+def _certainties(evaluation: Evaluation) -> list[tuple[str, str, str, str]]:
+    """The statistical uncertainty of the mean in the VOIs: the largest, which is judged, and the average.
+
+    Lesions too small to be asked for stand by themselves: theirs is told and not judged.
+    """
+    rows = []
+    small = evaluation.vois(VoiClass.SMALL_LESION)
+    judged = [voi for voi in evaluation.vois() if voi.kind is not VoiClass.SMALL_LESION]
+    for of, key in ((TRUTH, "label_uncertainty"), (MC, "mc_uncertainty")):
+        largest, reached = _largest(judged, key)
+        asked = f"at most {percent(paper.LABEL_UNCERTAINTY, 1)}"
+        met = _met(largest <= paper.LABEL_UNCERTAINTY, largest)
+        rows.append(
+            (f"uncertainty of {of} in any VOI of {LEAST_LESION_ML:g} mL or more", asked, reached, met)
+        )
+        rows.append(
+            (f"uncertainty of {of} in a {VoiClass.SMALL_LESION}", NOTHING, _largest(small, key)[1], "")
+        )
+    return rows
+
+
+def _largest(vois: Iterable[VoiResult], key: str) -> tuple[float, str]:
+    """Of the known ones, and in words with their mean."""
+    known = [value for voi in vois if (value := float(getattr(voi, key))) > 0]
     largest = max(known, default=math.nan)
-    reached = f"{percent(largest, 2)}, on average {percent(sum(known) / len(known), 2)}" if known else NOTHING
-    asked = f"at most {percent(paper.LABEL_UNCERTAINTY, 1)}"
-    return (
-        f"uncertainty of {of} in any VOI",
-        asked,
-        reached,
-        _met(largest <= paper.LABEL_UNCERTAINTY, largest),
-    )
+    if not known:
+        return largest, NOTHING
+    return largest, f"{percent(largest, 2)}, on average {percent(sum(known) / len(known), 2)}"
 
 
 def errors_table(evaluation: Evaluation, metric: Metric) -> str:

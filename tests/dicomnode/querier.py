@@ -16,15 +16,16 @@ from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 
 from dicomnode.config import Node, Peer, Query, Receive
+from dicomnode.contexts import FIND_MODELS, GET_MODELS, MOVE_MODELS
 from dicomnode.ledger import Ledger
 from dicomnode.network.receive import Receiver
 from dicomnode.network.service import Service
-from dicomnode.query.find import MODELS, FindService
-from dicomnode.query.retrieve import GET_MODELS, MOVE_MODELS, GetService, MoveService
+from dicomnode.query.find import FindService
+from dicomnode.query.retrieve import GetService, MoveService
 from dicomnode.records import Instance
 from tests.dicomnode.results_on_disk import instance
 
-PATIENT_ROOT, STUDY_ROOT = MODELS
+PATIENT_ROOT, STUDY_ROOT = FIND_MODELS
 NODE_AE, QUERIER_AE = "DICOMNODE", "QUERIER"
 Response = tuple[Dataset, Dataset | None]
 
@@ -93,7 +94,7 @@ def associated(
     """An association for queries."""
     ae = AE(QUERIER_AE)
     ae.maximum_pdu_size = max_pdu
-    for model in models or (*MODELS, *MOVE_MODELS, *GET_MODELS):
+    for model in models or (*FIND_MODELS, *MOVE_MODELS, *GET_MODELS):
         ae.add_requested_context(UID(model), syntax or None)
     items: list[Any] = []
     if extended:

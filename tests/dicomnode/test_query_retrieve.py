@@ -27,10 +27,11 @@ from pynetdicom import AE, build_role, evt
 from pynetdicom.presentation import build_context
 
 from dicomnode.config import Peer
+from dicomnode.contexts import STUDY_ROOT_GET, STUDY_ROOT_MOVE
 from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.network.messages import DIMSE
 from dicomnode.query.objects import Files, Unsendable
-from dicomnode.query.retrieve import GET_MODELS, MOVE_MODELS, MoveService
+from dicomnode.query.retrieve import MoveService
 from dicomnode.reception.header import inspect
 from dicomnode.reception.intake import instance_of
 from dicomnode.reception.spool import Origin, Spool
@@ -40,7 +41,7 @@ from tests.dicomnode.querier import NODE_AE, QUERIER_AE, Running, answering_node
 
 STUDY, SERIES = "1.2.3", "1.2.3.1"
 UIDS = [f"1.2.3.1.{n}" for n in (1, 2, 3)]
-STUDY_MOVE, STUDY_GET = MOVE_MODELS[1], GET_MODELS[1]
+STUDY_MOVE, STUDY_GET = STUDY_ROOT_MOVE, STUDY_ROOT_GET
 
 
 def deflated(data: bytes) -> bytes:

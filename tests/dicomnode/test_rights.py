@@ -8,15 +8,21 @@ import pytest
 from pydicom.uid import CTImageStorage, ImplicitVRLittleEndian
 from pynetdicom.dsutils import encode
 
-from dicomnode.commitment.message import PUSH_MODEL, PUSH_MODEL_INSTANCE
 from dicomnode.commitment.report import ReportService
 from dicomnode.commitment.scp import CommitmentService, OpenAssociations
 from dicomnode.config import Node, Peer, Query, Receive
-from dicomnode.contexts import VERIFICATION
+from dicomnode.contexts import (
+    FIND_MODELS,
+    GET_MODELS,
+    MOVE_MODELS,
+    PUSH_MODEL,
+    PUSH_MODEL_INSTANCE,
+    VERIFICATION,
+)
 from dicomnode.ledger import Ledger
 from dicomnode.network.receive import Receiver
-from dicomnode.query.find import MODELS, FindService
-from dicomnode.query.retrieve import GET_MODELS, MOVE_MODELS, GetService, MoveService
+from dicomnode.query.find import FindService
+from dicomnode.query.retrieve import GetService, MoveService
 from tests.dicomnode.querier import keys
 from tests.dicomnode.raw_peer import ASSOCIATE_AC, RawPeer, command, element, uid
 
@@ -26,7 +32,7 @@ EVENT_REPORT, ACTION = 0x0100, 0x0130
 CLASSES = {
     "echo": (str(VERIFICATION), ECHO),
     "store": (str(CTImageStorage), STORE),
-    "find": (str(MODELS[1]), FIND),
+    "find": (str(FIND_MODELS[1]), FIND),
     "move": (str(MOVE_MODELS[1]), MOVE),
     "get": (str(GET_MODELS[0]), GET),
     "commit": (str(PUSH_MODEL), ACTION),

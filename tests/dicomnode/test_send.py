@@ -17,6 +17,7 @@ from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.transport import AssociationSocket
 
 from dicomnode.config import Peer
+from dicomnode.contexts import VERIFICATION
 from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import NodeError, Transient
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID
@@ -231,7 +232,7 @@ def test_a_peer_that_stops_reading_is_given_up_after_the_timeout(tmp_path: Path)
 
 def test_an_answer_is_left_to_the_one_who_waits_for_it(pacs: StandinPacs) -> None:
     """pynetdicom's thread of the association looks for requests of the peer and would drop the answer."""
-    verification = [(send_module.VERIFICATION_SOP_CLASS, "1.2.840.10008.1.2")]
+    verification = [(str(VERIFICATION), "1.2.840.10008.1.2")]
     with send_module.open_association(peer_of(pacs), "NODE", TIMEOUT_S, verification) as association:
         association.dimse.msg_queue.put((1, "the answer"))  # type: ignore[arg-type]
         assert association.dimse.get_msg(block=False) == (None, None)
@@ -239,7 +240,7 @@ def test_an_answer_is_left_to_the_one_who_waits_for_it(pacs: StandinPacs) -> Non
 
 
 def test_the_association_names_this_software(pacs: StandinPacs) -> None:
-    verification = [(send_module.VERIFICATION_SOP_CLASS, "1.2.840.10008.1.2")]
+    verification = [(str(VERIFICATION), "1.2.840.10008.1.2")]
     with send_module.open_association(peer_of(pacs), "NODE", TIMEOUT_S, verification) as association:
         assert association.requestor.implementation_class_uid == IMPLEMENTATION_CLASS_UID
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import random
 import sys
 import tempfile
@@ -44,6 +45,9 @@ back to where they were. File: anything written but below `data_dir`, or below `
 that is no UID.
 
 {levels}
+
+The node's threads are its stages' (one each and one more, made when first needed), up to 16 that sync
+folders, and few others; associations leave none behind, however many there were.
 {failures}
 """
 
@@ -172,7 +176,8 @@ class _Progress:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Inputs that no sane peer would send")
     parser.add_argument("--inputs", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1, 10**6))
+    drawn = os.environ.get("FUZZ_SEED") or random.SystemRandom().randrange(1, 10**6)
+    parser.add_argument("--seed", type=int, default=int(drawn), help="FUZZ_SEED, or another in every run")
     parser.add_argument("--only", nargs="*", default=(), metavar="NAME", help="campaigns of these names")
     parser.add_argument("--write", type=Path, help="also write the page, for example docs/bench-fuzz.md")
     parser.add_argument("--machine", default=machine(), help="how the page describes the machine")

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -22,16 +24,29 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from pynetdicom.dsutils import decode
 
+from dicomnode.commitment.message import (
+    EventType,
+    FailureReason,
+    Malformed,
+    Request,
+    of_a_peer,
+    report_of,
+    report_to_dataset,
+    request_of,
+    request_to_dataset,
+    require_few_items,
+)
 from dicomnode.ledger import Ledger
 from dicomnode.query.identifier import Refused, read, to_query, to_retrieval
 from dicomnode.reception.defects import Flawed
 from dicomnode.reception.header import describe, inspect, study_instance_uid
 from dicomnode.reception.spool import Note, Origin, Spool, split_file
-from tests.dicomnode.modality import compressed, ct_slice, encoded
+from tests.dicomnode.modality import compressed, encoded
 from tests.fuzz import mutations
 from tests.fuzz.target import HANG_S, Failure, Target
-from tests.fuzz.traffic import Traffic
+from tests.fuzz.traffic import Traffic, same_uid, slice_for_ever
 
 _C_STORE, _C_FIND, _C_MOVE, _C_GET, _N_ACTION = 0x0001, 0x0020, 0x0021, 0x0010, 0x0130
 SYNTAXES = (
@@ -69,10 +84,12 @@ def campaigns(target: Target, traffic: Traffic, folder: Path) -> list[Campaign]:
         Campaign("store", "data sets by C-STORE", 0.05, mutations.data_sets(traffic, stores), target.send),
         Campaign("query", "identifiers by C-FIND, C-MOVE, C-GET, N-ACTION", 0.05,
                  mutations.data_sets(traffic, queries), target.send),
-        Campaign("header", "data sets, read before they are acknowledged", 0.35,
+        Campaign("header", "data sets, read before they are acknowledged", 0.3,
                  headers(), one_by_one(checks["header"])),
         Campaign("identifier", "identifiers, read and asked of the ledger", 0.1,
                  identifiers(traffic), one_by_one(checks["identifier"])),
+        Campaign("commitment", "what a peer asks and reports of storage commitment, read", 0.05,
+                 commitments(), one_by_one(checks["commitment"])),
         Campaign("spool", "objects and UIDs, stored and set aside", 0.05,
                  headers(), one_by_one(checks["spool"])),
     ]  # fmt: skip
@@ -94,13 +111,14 @@ def in_process(folder: Path) -> dict[str, Callable[[bytes], None]]:
     return {
         "header": check_header,
         "identifier": lambda content: check_identifier(ledger, content),
+        "commitment": check_commitment,
         "spool": lambda content: check_spool(folder, content),
     }
 
 
 def headers() -> st.SearchStrategy[bytes]:
     """A byte that names the transfer syntax, then a changed data set in it."""
-    dataset = ct_slice(PatientName="Müller^Jürgen", SpecificCharacterSet="ISO_IR 100")
+    dataset = slice_for_ever(PatientName="Müller^Jürgen", SpecificCharacterSet="ISO_IR 100")
     bases = []
     for number, syntax in enumerate(SYNTAXES):
         if syntax == DeflatedExplicitVRLittleEndian:
@@ -132,6 +150,20 @@ def identifiers(traffic: Traffic) -> st.SearchStrategy[bytes]:
     return mutations.mutated(bases)
 
 
+def commitments() -> st.SearchStrategy[bytes]:
+    """A byte that names the transfer syntax, then a changed Action or Event Information (PS3.4 J.3)."""
+    uids = [same_uid(name) for name in ("first", "second", "third")]
+    request = Request(same_uid("transaction"), tuple((str(CTImageStorage), uid) for uid in uids))
+    _, report = report_to_dataset(request, {uids[0]: FailureReason.NO_SUCH_OBJECT_INSTANCE}, "PACS")
+    return mutations.mutated(
+        [
+            bytes([SYNTAXES.index(syntax)]) + encoded(dataset, syntax)
+            for dataset in (request_to_dataset(request), report)
+            for syntax in (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+        ]
+    )
+
+
 def check_header(content: bytes) -> None:
     """What the receiver does with a data set before it acknowledges it."""
     syntax, data = _syntax(content), memoryview(content)[1:]
@@ -155,6 +187,18 @@ def check_identifier(ledger: Ledger, content: bytes) -> None:
                     ledger.find(to_query(keys, patient_root=patient_root, combined=combined).question, 10)
             with contextlib.suppress(Refused):
                 ledger.find(to_retrieval(keys, patient_root=patient_root), 10)
+
+
+def check_commitment(content: bytes) -> None:
+    """What the services do with a data set of N-ACTION or N-EVENT-REPORT: every value that they want."""
+    from io import BytesIO
+
+    syntax, data = UID(_syntax(content)), BytesIO(content[1:])
+    for understood in (request_of, lambda ds: report_of(EventType.SOME_FAILED, ds)):
+        with _no_crash_and_no_hang(), contextlib.suppress(Malformed):
+            require_few_items(data)
+            with of_a_peer():
+                understood(decode(data, syntax.is_implicit_VR, syntax.is_little_endian))
 
 
 def check_spool(folder: Path, content: bytes) -> None:
@@ -201,7 +245,9 @@ def _no_crash_and_no_hang() -> Iterator[None]:
         signal.signal(signal.SIGALRM, _alarm)
         signal.setitimer(signal.ITIMER_REAL, 2 * HANG_S)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # pydicom says what it thinks of every input
+            yield
     except _Hang:
         raise Failure("hang", traceback.format_exc()) from None
     except Exception:  # noqa: BLE001  whatever it is, it is what is looked for

@@ -101,8 +101,7 @@ def _one_search(campaign: Campaign, count: int, text: str, catch: Catch) -> tupl
             if failure.signature in catch.failures:
                 catch.again += 1
                 return
-            # Of several at once the last one stands for all, should they not shrink to one.
-            found.append((failure, inputs[-1]))
+            found.append((failure, _which(campaign, inputs, failure)))
             raise
 
     test = settings(
@@ -120,6 +119,17 @@ def _one_search(campaign: Campaign, count: int, text: str, catch: Catch) -> tupl
         warnings.simplefilter("ignore", HypothesisWarning)  # long inputs have a long repr
         seed(number)(test)()
     return found[-1] if found else None
+
+
+def _which(campaign: Campaign, inputs: list[bytes], failure: Failure) -> bytes:
+    """The one of several inputs that fails when it is tried alone; the last, should none of them."""
+    for content in inputs if len(inputs) > 1 else ():
+        try:
+            campaign.check([content])
+        except Failure as again:
+            if again.signature == failure.signature:
+                return content
+    return inputs[-1]
 
 
 def _save(catch: Catch, folder: Path, failure: Failure, content: bytes) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     PatientRootQueryRetrieveInformationModelFind,
@@ -36,6 +36,20 @@ _CONTEXTS = (
     (StorageCommitmentPushModel, ExplicitVRLittleEndian),
 )
 _COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
+
+
+def slice_for_ever(**changes: object) -> Dataset:
+    """A CT slice whose UIDs are the same in every run: with a seed the inputs are, too."""
+    uids = {
+        keyword: same_uid(keyword)
+        for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    }
+    return ct_slice(**uids, **changes)
+
+
+def same_uid(name: str) -> UID:
+    """The same for the same name."""
+    return generate_uid(entropy_srcs=["fuzz", name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +86,7 @@ def capture(port: int) -> Traffic:
         handlers: list[evt.EventHandlerType] = [(evt.EVT_N_EVENT_REPORT, lambda _: (0x0000, None))]
         association = ae.associate("127.0.0.1", tapped, ae_title="DICOMNODE", evt_handlers=handlers)
         assert association.is_established
-        dataset = ct_slice()
+        dataset = slice_for_ever()
         dataset.file_meta = FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         assert association.send_c_echo().Status == 0
@@ -90,12 +104,12 @@ def _ask(peer: Any, dataset: Dataset) -> None:
     ):
         assert [status.Status for status, _ in peer.send_c_find(_identifier(dataset, level), root)][-1] == 0
     one = Dataset()
-    one.QueryRetrieveLevel, one.StudyInstanceUID = "STUDY", generate_uid()
+    one.QueryRetrieveLevel, one.StudyInstanceUID = "STUDY", same_uid("nowhere")
     list(peer.send_c_move(one, "NOBODY", StudyRootQueryRetrieveInformationModelMove))
     list(peer.send_c_get(one, StudyRootQueryRetrieveInformationModelGet))
     action, item = Dataset(), Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = dataset.SOPClassUID, dataset.SOPInstanceUID
-    action.TransactionUID, action.ReferencedSOPSequence = generate_uid(), Sequence([item])
+    action.TransactionUID, action.ReferencedSOPSequence = same_uid("transaction"), Sequence([item])
     peer.send_n_action(action, 1, StorageCommitmentPushModel, _COMMITMENT_INSTANCE)
 
 
@@ -104,7 +118,7 @@ def _identifier(dataset: Dataset, level: str) -> Dataset:
     keys.SpecificCharacterSet, keys.QueryRetrieveLevel = "ISO_IR 100", level
     keys.PatientName, keys.PatientID = "Doe*", "P?"
     keys.StudyDate, keys.StudyTime = "20200101-20301231", "-235959"
-    keys.StudyInstanceUID = [dataset.StudyInstanceUID, generate_uid()]
+    keys.StudyInstanceUID = [dataset.StudyInstanceUID, same_uid("other")]
     keys.ModalitiesInStudy, keys.NumberOfStudyRelatedInstances = "CT", None
     return keys
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from models import training, weights
 from models.errors import ModelRejected
@@ -96,6 +97,54 @@ def test_a_pause_leaves_a_checkpoint_that_the_next_call_takes_up(tmp_path: Path)
     assert any("call again" in line for line in told)
     run(replace(ticking, recipe=replace(job.recipe, pause_s=None)), ["train"])
     assert int(training.read_checkpoint(path)["step"]) == 20
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> weights.Weights:
+    """Weights that something was trained for."""
+    job, _ = work(tmp_path_factory.mktemp("begun"))
+    with_examples(job.folder)
+    run(job, ["train", "evaluate", "publish"])
+    return weights.load(job.folder / "weights" / "small")
+
+
+def test_training_goes_on_from_weights(begun: weights.Weights, tmp_path: Path) -> None:
+    """From exactly those, gently, with their BatchNorm; and what comes of it says what it began with."""
+    further, _ = work(tmp_path, start_from=begun.folder, name="further")
+    with_examples(further.folder)
+    network, settings = recipes._beginning(further, "dblurdosenet")
+    for key, value in begun.network.state_dict().items():
+        assert torch.equal(network.state_dict()[key], value), key
+    assert settings.hold_norm == 0.0
+    assert settings.learning_rate < LOOP.learning_rate
+    run(further, ["train", "evaluate", "publish"])
+    then = weights.load(further.folder / "weights" / "further")
+    assert then.manifest.training["settings"]["started_from"] == f"small, sha256 {begun.manifest.sha256}"
+    for key, value in then.network.state_dict().items():
+        if "running" in key:
+            assert torch.equal(value, begun.network.state_dict()[key]), key
+    assert then.manifest.sha256 != begun.manifest.sha256
+    assert f"--steps {LOOP.steps} --start-from small" in (then.folder / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"architectures": ("2d",)}, "of the architecture dblurdosenet, and 2d is to be trained"),
+     ({"learning": replace(LOOP, in_plane=2)}, "of the voxel size 6 x 7 x 7 mm, and 6 x 14 x 14 mm")],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_not_gone_on_from(
+    begun: weights.Weights, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    other, _ = work(tmp_path, start_from=begun.folder, **changes)
+    with_examples(other.folder)
+    with pytest.raises(InputRejected, match=said):
+        run(other, ["train"])
+
+
+def test_a_budget_is_of_steps_or_of_hours() -> None:
+    both = ("dblurdosenet", "2d")
+    assert (Recipe(steps=30, architectures=both).loop.steps, Recipe(steps=30).loop.seconds) == (30, None)
+    assert Recipe(hours=1.0, architectures=both).loop.seconds == pytest.approx(0.45 * 1800)
 
 
 def test_each_architecture_is_trained_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

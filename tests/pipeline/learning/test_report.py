@@ -72,8 +72,13 @@ def test_what_was_asked_stands_beside_what_was_reached() -> None:
     assert table["lesion NRMSE below that of DVK"] == ["at least 18 %", "50.0 %", "reached"]
     lesions = next(row for name, row in table.items() if name.startswith("lesions of 2 mL or more"))
     assert lesions == ["at least 15", "4", "**not reached**"]
-    assert table["uncertainty of truth in any VOI"][1:] == ["0.10 %, on average 0.10 %", "reached"]
-    assert table["uncertainty of MC in any VOI"][1:] == ["–", "not measured"]  # these examples do not say
+    assert table["uncertainty of truth in any VOI of 2 mL or more"][1:] == [
+        "0.10 %, on average 0.10 %",
+        "reached",
+    ]
+    # these examples do not say
+    assert table["uncertainty of MC in any VOI of 2 mL or more"][1:] == ["–", "not measured"]
+    assert table["uncertainty of truth in a lesion below 2 mL"][0] == "–"
     assert table["dose rate without activity"][-1] == "**not reached**"  # these functions know no activity
 
 
