@@ -116,7 +116,7 @@ def running_node(
 ) -> Iterator[Running]:
     """A node on a free port of the loopback interface, and on another one when `tls` names a port."""
     node = Node(bind="127.0.0.1", data_dir=data_dir).model_copy(update={"port": 0})
-    settings = Receive(min_free_gb=0, network_timeout_s=5, acse_timeout_s=5).model_copy(update=receive)
+    settings = Receive(min_free_gb=0, network_timeout_s=30, acse_timeout_s=30).model_copy(update=receive)
     spool = Spool(data_dir, 0, free=lambda _: free)
     ledger = Ledger.open(node.ledger_url)
     intake = Intake(spool, ledger)

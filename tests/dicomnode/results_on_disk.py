@@ -45,7 +45,7 @@ def write_object(path: Path, sop_class_uid: str, size_bytes: int = 2000) -> Outg
 def config_for(data_dir: Path, *pacs: StandinPacs, **deliver: object) -> Config:
     """The node's settings with the given destinations, named after their AE titles."""
     peers = [{"name": p.ae_title, "ae_title": p.ae_title, "host": p.host, "port": p.port} for p in pacs]
-    settings = {"to": [p.ae_title for p in pacs], "timeout_s": 5.0, **deliver}
+    settings = {"to": [p.ae_title for p in pacs], "timeout_s": 30.0, **deliver}
     return parse({"node": {"data_dir": str(data_dir)}, "peers": peers, "deliver": settings})
 
 

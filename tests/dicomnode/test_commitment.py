@@ -62,7 +62,7 @@ def config_for(data_dir: Path, *pacs: StandinPacs, **commitment: object) -> Conf
     settings = {"stay_s": 0.01, "max_refusals": 3, **commitment}
     deliver = {
         "to": [p.ae_title for p in pacs],
-        "timeout_s": 5.0,
+        "timeout_s": 30.0,
         "first_retry_s": 30.0,
         "max_retry_s": 100.0,
     }

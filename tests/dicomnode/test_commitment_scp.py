@@ -97,7 +97,7 @@ class Node:
         self.service = CommitmentService(peers, self.ledger, flush, self.associations, clock)
         services = [StoreService(self.spool, self.intake, clock), self.service]
         node = self.config.node.model_copy(update={"port": 0})
-        settings = Receive(min_free_gb=0, network_timeout_s=5, acse_timeout_s=5)
+        settings = Receive(min_free_gb=0, network_timeout_s=30, acse_timeout_s=30)
         self.receiver = Receiver(node, peers, settings, services, clock)
         self.answerer = Answerer(self.config, self.ledger, self.associations)
 
@@ -120,7 +120,7 @@ def node(tmp_path: Path, modality: Modality) -> Iterator[Node]:
     table = {
         "node": {"data_dir": str(tmp_path), "bind": "127.0.0.1"},
         "peers": peers,
-        "deliver": {"timeout_s": 5.0, "first_retry_s": 30.0, "max_retry_s": 100.0},
+        "deliver": {"timeout_s": 30.0, "first_retry_s": 30.0, "max_retry_s": 100.0},
         "commitment": {"report_for_h": 2.0},
     }
     ledger = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite3'}")

@@ -59,7 +59,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def config_for(data_dir: Path, *pacs: Any, **fetch: object) -> Config:
     peers = [{"name": p.ae_title, "ae_title": p.ae_title, "host": "127.0.0.1", "port": p.port} for p in pacs]
-    settings = {"ask": [p.ae_title for p in pacs], "by": "get", "timeout_s": 5.0, **fetch}
+    settings = {"ask": [p.ae_title for p in pacs], "by": "get", "timeout_s": 30.0, **fetch}
     return parse({"node": {"data_dir": str(data_dir)}, "peers": peers, "fetch": settings})
 
 

@@ -117,14 +117,14 @@ def test_a_port_probe_leaves_no_thread_behind(tmp_path: Path) -> None:
             assert assoc.is_established
         for thread in threading.enumerate():
             if thread.name.startswith("AcceptorThread"):
-                thread.join(5)
+                thread.join(30)
                 assert not thread.is_alive()
 
 
 def test_a_pdu_of_absurd_length_ends_the_connection(tmp_path: Path) -> None:
     """No memory is set aside for what a header merely claims."""
     with running_node(tmp_path) as node:
-        with socket.create_connection(("127.0.0.1", node.port), 5) as connection:
+        with socket.create_connection(("127.0.0.1", node.port), 30) as connection:
             connection.sendall(b"\x01\x00\xff\xff\xff\xff")
             assert connection.recv(64) == bytes((7, 0, 0, 0, 0, 4, 0, 0, 2, 6)), "A-ABORT, invalid value"
             assert connection.recv(64) == b""

@@ -163,7 +163,7 @@ def config_for(data_dir: Path, archive: StandinPacs, *others: StandinPacs) -> Co
         | {"rejection_notes": p is archive}
         for p in (archive, *others)
     ]
-    deliver = {"to": [p["name"] for p in peers], "timeout_s": 5.0, "max_refusals": 2, "first_retry_s": 1.0}
+    deliver = {"to": [p["name"] for p in peers], "timeout_s": 30.0, "max_refusals": 2, "first_retry_s": 1.0}
     return parse({"node": {"data_dir": str(data_dir)}, "peers": peers, "deliver": deliver})
 
 

@@ -25,7 +25,7 @@ from dicomnode.network import send as send_module
 from dicomnode.network.send import Answer, Outgoing, Verdict, echo, send
 from tests.dicomnode.results_on_disk import write_object
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 30.0
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ class Hospital:
     def tls(self, **changes: object) -> Tls:
         settings = {
             "port": 2762, "certificate": self.node.certificate, "key": self.node.key, "ca": self.authority.ca,
-            "handshake_timeout_s": 5.0,
+            "handshake_timeout_s": 30.0,
         }  # fmt: skip
         return Tls.model_validate({**settings, **changes})
 
@@ -76,7 +76,7 @@ def calling(
 ) -> Iterator[Association]:
     """An association over TLS; identity: user and password."""
     ae = AE(calling)
-    ae.acse_timeout = ae.connection_timeout = 5
+    ae.acse_timeout = ae.connection_timeout = 30
     ae.add_requested_context(CTImageStorage, ExplicitVRLittleEndian)
     items = []
     if identity:
@@ -325,20 +325,20 @@ def test_we_call_over_tls_and_check_who_answers(tmp_path: Path, hospital: Hospit
     with running_node(tmp_path, tls=hospital.tls()) as node:
         port = node.receiver.tls_port
         assert port is not None
-        echo(pacs(port, ours), "SCANNER", 5)
-        echo(pacs(port, ours, host="localhost"), "SCANNER", 5)
-        echo(pacs(port, ours, certificate_name="node"), "SCANNER", 5)
-        echo(pacs(port, ours, certificate_sha256=hospital.node.sha256), "SCANNER", 5)
+        echo(pacs(port, ours), "SCANNER", 30)
+        echo(pacs(port, ours, host="localhost"), "SCANNER", 30)
+        echo(pacs(port, ours, certificate_name="node"), "SCANNER", 30)
+        echo(pacs(port, ours, certificate_sha256=hospital.node.sha256), "SCANNER", 30)
         for wrong, text in (
             ({"certificate_name": "pacs.hospital.example"}, "does not bear the name 'pacs.hospital.example'"),
             ({"certificate_sha256": "00" * 32}, "has the fingerprint"),
         ):
             with pytest.raises(Transient, match=text):
-                echo(pacs(port, ours, **wrong), "SCANNER", 5)
+                echo(pacs(port, ours, **wrong), "SCANNER", 30)
         with pytest.raises(Transient, match=r"no TLS connection: .*certificate"):
-            echo(pacs(port, ours.model_copy(update={"ca": hospital.other.ca})), "SCANNER", 5)
+            echo(pacs(port, ours.model_copy(update={"ca": hospital.other.ca})), "SCANNER", 30)
         with pytest.raises(Transient, match="no TLS connection"):
-            echo(pacs(node.port, ours), "SCANNER", 5)
+            echo(pacs(node.port, ours), "SCANNER", 30)
 
 
 # ── user identity ────────────────────────────────────────────────────────────────────────────────
@@ -450,11 +450,11 @@ def test_we_give_our_user_and_password_where_the_peer_wants_them(tmp_path: Path)
             name="PACS", ae_title="DICOMNODE", host="127.0.0.1", port=node.port, send_user="dicomnode",
             send_password_file=secret,
         )  # fmt: skip
-        echo(here, "NODE", 5)
+        echo(here, "NODE", 30)
         with pytest.raises(AssociationRefused, match="rejected the association"):
-            echo(here.model_copy(update={"send_password_file": tmp_path / "wrong"}), "NODE", 5)
+            echo(here.model_copy(update={"send_password_file": tmp_path / "wrong"}), "NODE", 30)
         with pytest.raises(ConfigurationError, match="cannot be read"):
-            echo(here.model_copy(update={"send_password_file": tmp_path / "gone"}), "NODE", 5)
+            echo(here.model_copy(update={"send_password_file": tmp_path / "gone"}), "NODE", 30)
 
 
 # ── the connection itself ────────────────────────────────────────────────────────────────────────
@@ -471,12 +471,12 @@ def test_what_came_with_the_last_record_is_read_without_waiting(hospital: Hospit
         with pytest.raises(ssl.SSLWantReadError):
             caller.do_handshake()
         theirs.sendall(outgoing.read())
-        agreed_ = threading.Thread(target=server.handshake, args=(5,))
+        agreed_ = threading.Thread(target=server.handshake, args=(30,))
         agreed_.start()
         incoming.write(theirs.recv(65536))
         caller.do_handshake()
         theirs.sendall(outgoing.read())
-        agreed_.join(5)
+        agreed_.join(30)
         caller.write(b"a" * 40000)
         caller.write(b"b" * 10)
         theirs.sendall(outgoing.read())
