@@ -38,7 +38,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expn
-from scipy.stats import qmc
 
 from pipeline.cores import available_cores
 from pipeline.decay import Nuclide
@@ -164,6 +163,9 @@ def _representative(spacing: Float64) -> list[Float64]:
     densely; then, of all combinations of the best, by what passes planes across each axis (all directions
     together being isotropic, a plane at the depth a passes E₂(a)).
     """
+    # Here and not above: half a second, which every job would wait for, and few need it.
+    from scipy.stats import qmc
+
     thickness = np.geomspace(0.25, 16.0, 7) / spacing.mean()
     best, passed = [], []
     for axis in range(3):
