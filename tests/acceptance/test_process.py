@@ -38,7 +38,8 @@ def job_of(node: Node) -> psutil.Process | None:
     """The process that computes."""
     assert node.process is not None
     for child in psutil.Process(node.process.pid).children():
-        if "resource_tracker" not in " ".join(child.cmdline()):
+        # By what it runs: another child may still look like its parent, before it has become what it will be.
+        if "spawn_main" in " ".join(child.cmdline()):
             return child
     return None
 

@@ -88,9 +88,21 @@ def serve_both(running: Running, hospital: Hospital) -> None:
         peer.socket.close()
 
 
+OTHERS: set[threading.Thread] = set()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _of_other_tests() -> None:
+    """What other files have left in this process (a cluster's client, say) is not counted."""
+    OTHERS.clear()
+    OTHERS.update(threading.enumerate())
+
+
 def threads() -> int:
     """Those that serve connections."""
-    return sum(bool(OUR_THREADS.search(thread.name)) for thread in threading.enumerate())
+    return sum(
+        bool(OUR_THREADS.search(thread.name)) for thread in threading.enumerate() if thread not in OTHERS
+    )
 
 
 def descriptors() -> int:
