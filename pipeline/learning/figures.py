@@ -173,7 +173,7 @@ def loss_curve(log: Iterable[Mapping[str, float]], path: Path, title: str = "Tra
         axes.set_xlabel("step")
         axes.set_ylabel("weighted mean square error")
         plain(axes)
-        axes.legend(loc="upper right")
+        axes.legend(loc="upper right", bbox_to_anchor=(1.0, 0.9))
         axes.set_title(title, loc="left", weight="bold")
 
 
