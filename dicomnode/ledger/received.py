@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from sqlalchemy import Connection, and_, insert, select, update
@@ -11,9 +11,16 @@ from dicomnode.ledger.database import Database
 from dicomnode.ledger.index import add_to_index, describe_instance
 from dicomnode.ledger.rows import in_chunks, known, locked_case, to_record, to_row
 from dicomnode.ledger.schema import CASES, INSTANCES, QUARANTINE, REMOVED_SERIES, RESULTS, TRANSITIONS
-from dicomnode.ledger.steps import after, case_of, insert_new, receive, step
-from dicomnode.records import Instance, Quarantined
+from dicomnode.ledger.steps import after, case_of, case_of_any, insert_new, insert_row, receive, step
+from dicomnode.records import Case, Instance, Quarantined
 from dicomnode.states import Event, State
+
+# A case that is held names so many objects, its story all of them, so many in a row.
+_NAMED = 5
+_NAMED_IN_A_ROW = 50
+# What is held for more reasons than these characters hold is told by the story.
+_CONFLICT_CHARACTERS = 2000
+_AND_MORE = "; and more"
 
 
 class Received(Database):
@@ -126,11 +133,38 @@ class Received(Database):
             case = case_of(connection, study_instance_uid)
             if case is None:
                 return False
-            latest = after(case.last_instance_at, now)
-            step(
-                connection, case, Event.INSTANCE, now, reason=reason, conflict=reason, last_instance_at=latest
-            )
+            _contradict(connection, case, reason, now)
             return True
+
+    def lacks(self, study_instance_uid: str, why: str, paths: Mapping[str, str], now: float) -> None:
+        """Acknowledged objects cannot be registered: `assemble` will hold the case, and the story names them.
+
+        A study without a case gets one of which nothing else is known. why: "the database did not take".
+        paths: SOP Instance UID → file, relative to data_dir.
+        """
+        with self._decide() as connection:
+            case = case_of_any(connection, study_instance_uid, now)
+            objects = [f"{uid}, {path}" for uid, path in paths.items()]
+            # Otherwise the step to COLLECTING tells of them.
+            if case.state is State.COLLECTING or len(objects) > _NAMED:
+                for start in range(0, len(objects), _NAMED_IN_A_ROW):
+                    _tell(connection, case, _lacking(why, objects[start : start + _NAMED_IN_A_ROW]), now)
+            more = [f"and {len(objects) - _NAMED} more, which `dicomnode show` names"]
+            few = objects[:_NAMED] + (more if len(objects) > _NAMED else [])
+            _contradict(connection, case, _lacking(why, few, len(objects)), now)
+
+    def told_lacking(self, study_instance_uid: str, why: str) -> set[str]:
+        """SOP Instance UIDs of which `lacks` told for that reason."""
+        query = (
+            select(TRANSITIONS.c.reason)
+            .join(CASES, CASES.c.id == TRANSITIONS.c.case_id)
+            .where(CASES.c.study_instance_uid == study_instance_uid)
+            .where(TRANSITIONS.c.event == str(Event.INSTANCE))
+            .where(TRANSITIONS.c.reason.startswith(why, autoescape=True))
+        )
+        with self._read() as connection:
+            reasons = connection.execute(query).scalars().all()
+        return {uid for reason in reasons for uid in _uids_lacking(reason)}
 
     def with_case(self, study_instance_uids: Iterable[str]) -> set[str]:
         """Those of the studies that have a case."""
@@ -141,16 +175,37 @@ class Received(Database):
                 found |= set(connection.execute(select(column).where(column.in_(chunk))).scalars())
         return found
 
-    def has_heard(self, study_instance_uid: str, beginning: str) -> bool:
-        """Whether anything ever happened to a study's case for a reason that begins so."""
-        query = (
-            select(TRANSITIONS.c.id)
-            .join(CASES, CASES.c.id == TRANSITIONS.c.case_id)
-            .where(CASES.c.study_instance_uid == study_instance_uid)
-            .where(TRANSITIONS.c.reason.startswith(beginning, autoescape=True))
-        )
-        with self._read() as connection:
-            return connection.execute(query).first() is not None
+
+def _contradict(connection: Connection, case: Case, reason: str, now: float) -> None:
+    """One more reason to hold a case; those that stand already stay."""
+    conflict = case.conflict
+    if not conflict:
+        conflict = reason
+    elif len(conflict) > _CONFLICT_CHARACTERS:
+        conflict = f"{conflict.removesuffix(_AND_MORE)}{_AND_MORE}"
+    elif f"; {reason};" not in f"; {conflict};":
+        conflict = f"{conflict}; {reason}"
+    latest = after(case.last_instance_at, now)
+    step(connection, case, Event.INSTANCE, now, reason=reason, conflict=conflict, last_instance_at=latest)
+
+
+def _tell(connection: Connection, case: Case, reason: str, now: float) -> None:
+    """A row of the story that takes the case nowhere."""
+    state, event = str(case.state), str(Event.INSTANCE)
+    told = {"case_id": case.id, "at": now, "from_state": state, "to_state": state, "event": event}
+    insert_row(connection, TRANSITIONS, **told, reason=reason)
+
+
+def _lacking(why: str, objects: Sequence[str], count: int | None = None) -> str:
+    count = count or len(objects)
+    many = "an object that was received" if count == 1 else f"{count} objects that were received"
+    return f"{why} {many}: {'; '.join(objects)}"
+
+
+def _uids_lacking(reason: str) -> Iterable[str]:
+    """The SOP Instance UIDs of `_lacking`."""
+    _, _, objects = reason.partition(": ")
+    return (one.partition(", ")[0] for one in objects.split("; "))
 
 
 def _set_aside(connection: Connection, case_id: int) -> set[str]:

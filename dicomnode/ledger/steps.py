@@ -97,7 +97,14 @@ def receive(connection: Connection, study_uid: str, instances: list[Instance], n
     latest = max(now, *(i.received_at for i in instances))
     case = case_of(connection, study_uid)
     if case is None:
-        opened = _open_case(connection, study_uid, instances[0], latest, now)
+        first = instances[0]
+        identity = {
+            "patient_id": first.patient_id,
+            "issuer_of_patient_id": first.issuer_of_patient_id,
+            "accession_number": first.accession_number,
+        }
+        reason = f"the first object came from {first.peer}"
+        opened = _open_case(connection, study_uid, identity, reason, latest, now)
         if opened is not None:
             return opened
         # Another receiver opened it between the two statements.
@@ -110,6 +117,17 @@ def receive(connection: Connection, study_uid: str, instances: list[Instance], n
     return case.id
 
 
+def case_of_any(connection: Connection, study_uid: str, now: float) -> Case:
+    """As `case_of`; a new one if need be, of which nothing is known but its study."""
+    case = case_of(connection, study_uid)
+    if case is None:
+        _open_case(connection, study_uid, {}, "no object of it could be registered", now, now)
+        # By this transaction, or by another receiver between the two statements.
+        case = case_of(connection, study_uid)
+        assert case is not None
+    return case
+
+
 def case_of(connection: Connection, study_uid: str) -> Case | None:
     """The case of a study, locked as by `rows.locked_case`."""
     query = select(CASES).where(CASES.c.study_instance_uid == study_uid).with_for_update(key_share=True)
@@ -118,7 +136,12 @@ def case_of(connection: Connection, study_uid: str) -> Case | None:
 
 
 def _open_case(
-    connection: Connection, study_uid: str, first: Instance, last_instance_at: float, now: float
+    connection: Connection,
+    study_uid: str,
+    identity: Mapping[str, str],
+    reason: str,
+    last_instance_at: float,
+    now: float,
 ) -> int | None:
     """returns: None when another receiver has opened it at the same time."""
     values = {
@@ -127,9 +150,7 @@ def _open_case(
         "created_at": now,
         "updated_at": now,
         "last_instance_at": last_instance_at,
-        "patient_id": first.patient_id,
-        "issuer_of_patient_id": first.issuer_of_patient_id,
-        "accession_number": first.accession_number,
+        **identity,
     }
     opening = _inserting_new(connection, CASES).values(**values).returning(CASES.c.id)
     case_id: int | None = connection.execute(opening).scalar_one_or_none()
@@ -142,7 +163,7 @@ def _open_case(
         at=now,
         to_state=str(State.COLLECTING),
         event=str(Event.INSTANCE),
-        reason=f"the first object came from {first.peer}",
+        reason=reason,
     )
     return case_id
 

@@ -2,16 +2,20 @@
 
 What is received and computed now is described on its way into the ledger. Left are the objects of a ledger
 of an older version, results that nobody has described, and those of a ledger that was lost: their headers
-are read here, some hundred at a tick, beside everything else. A file that cannot be reached may lie on a
-share that is away for a moment: it is tried again, with pauses that double, and nothing is stored of it.
+are read here, some hundred at a tick, beside everything else. While their folder is away, on a share, nothing
+of it is read, and a file that cannot be reached is tried again: both with pauses that double, and nothing is
+stored of it. A file that has gone from a folder that is there is passed over until the next start, as is an
+object that the database refuses.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
+from dicomnode.errors import RowRefused
 from dicomnode.ledger import Ledger
 from dicomnode.ledger.index import Described
 from dicomnode.patience import backoff_s, lasts
@@ -24,10 +28,11 @@ log = logging.getLogger(__name__)
 # Of known objects many pass at once; of the others each is a file to open.
 _LOOK_AT = 2000
 _READ_AT_ONCE = 200
-# A share that is away fails them all: nothing more is read until some of these can be.
-_MOST_MISSED = 200
+# More of them are not kept in memory: they are looked at again at the next start.
+_MOST_MISSED = 2000
 # After that, about three hours, a file is looked at again at the next start.
 _MOST_TRIES = 8
+_RESULTS, _RECEIVED = True, False
 _IDENTIFIERS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 
 
@@ -52,6 +57,10 @@ class _Missed:
     next_at: float
 
 
+class _AwayError(Exception):
+    """A folder of data_dir is not there, so nothing is known of the files in it."""
+
+
 class Indexer:
     """Reads what the index lacks. One thread calls `tick`."""
 
@@ -63,23 +72,48 @@ class Indexer:
         self._after_result = 0
         self._added = 0
         self._missed: dict[str, _Missed] = {}
+        self._beyond = 0
+        # Of the kinds whose folder is away: how often that was seen, and when to look again.
+        self._away: dict[bool, tuple[int, float]] = {}
 
     def tick(self, now: float) -> None:
         """Some of what is left."""
-        self._try_again(now)
-        if len(self._missed) >= _MOST_MISSED:
+        self._look(_RESULTS, now)
+        self._look(_RECEIVED, now)
+        if self._beyond and self._after is None:
+            log.warning(
+                "%d more files cannot be reached and are not indexed before the next start", self._beyond
+            )
+            self._beyond = 0
+
+    def _look(self, is_result: bool, now: float) -> None:
+        """At one of the two kinds; each lies in a folder of its own, which may be away."""
+        times, until = self._away.get(is_result, (0, 0.0))
+        if lasts(until, now, _PAUSES.max_retry_s):
             return
+        try:
+            self._try_again(is_result, now)
+            if is_result:
+                self._results(now)
+            elif self._after is not None:
+                self._after = self._received(self._after, now)
+        except _AwayError as away:
+            if not times:
+                log.warning("%s is away: nothing of it is read for the index until it is back", away)
+            self._away[is_result] = (times + 1, now + backoff_s(times + 1, _PAUSES))
+        else:
+            self._away.pop(is_result, None)
+
+    def _results(self, now: float) -> None:
         for result in self._ledger.unread_results(_READ_AT_ONCE, self._after_result):
             self._result(result, now)
             self._after_result = result.number
-        if self._after is not None:
-            self._after = self._received(self._after, now)
 
-    def _try_again(self, now: float) -> None:
-        """What could not be reached, one by one: they are few."""
-        for missed in list(self._missed.values()):
-            if lasts(missed.next_at, now, _PAUSES.max_retry_s):
-                continue
+    def _try_again(self, is_result: bool, now: float) -> None:
+        """What could not be reached; those that have waited longest."""
+        mine = (missed for missed in self._missed.values() if missed.is_result is is_result)
+        due = (missed for missed in mine if not lasts(missed.next_at, now, _PAUSES.max_retry_s))
+        for missed in list(islice(due, _READ_AT_ONCE)):
             if missed.is_result:
                 self._result(missed.unread, now)
             else:
@@ -87,20 +121,35 @@ class Indexer:
 
     def _result(self, result: Unread, now: float) -> None:
         found = self._reached(result, now, is_result=True)
-        if found is not None:
+        if found is None:
+            return
+        try:
             # Nothing of one that cannot be understood: it is not tried again.
             self._ledger.index_result(result.sop_instance_uid, found)
-            self._missed.pop(result.sop_instance_uid, None)
+        except RowRefused as error:
+            _pass_over(result.sop_instance_uid, error)
+        self._missed.pop(result.sop_instance_uid, None)
 
     def _add(self, received: list[Unread], now: float) -> None:
         found = {unread.sop_instance_uid: self._reached(unread, now) for unread in received}
         described = [one for one in found.values() if one]
         if described:
-            self._ledger.index_received(described)
-            self._added += len(described)
+            self._index(described)
         for uid, one in found.items():
             if one is not None:
                 self._missed.pop(uid, None)
+
+    def _index(self, described: list[Described]) -> None:
+        """Together, or one by one when the database refuses one of them."""
+        try:
+            self._ledger.index_received(described)
+            self._added += len(described)
+        except RowRefused as error:
+            if len(described) == 1:
+                _pass_over(described[0]["SOPInstanceUID"], error)
+                return
+            for one in described:
+                self._index([one])
 
     def _received(self, after: str, now: float) -> str | None:
         seen = self._ledger.unread_instances(after, _LOOK_AT)
@@ -116,11 +165,18 @@ class Indexer:
         return None
 
     def _reached(self, unread: Unread, now: float, *, is_result: bool = False) -> Described | None:
-        """As `_described`. returns: None of a file that could not be reached; it is among the missed then."""
+        """As `_described`. returns: None of a file that could not be reached. Raises _AwayError."""
         try:
             return self._described(unread)
         except OSError as error:
-            self._miss(unread, is_result, error, now)
+            folder = self._data_dir / Path(unread.path).parts[0]
+            if not _is_there(folder):
+                raise _AwayError(folder) from error
+            if isinstance(error, FileNotFoundError):
+                log.warning("%s is not indexed: it is not there", unread.path)
+                self._missed.pop(unread.sop_instance_uid, None)
+            else:
+                self._miss(unread, is_result, error, now)
             return None
 
     def _described(self, unread: Unread) -> Described:
@@ -141,7 +197,21 @@ class Indexer:
         if tries > _MOST_TRIES:
             log.warning("%s is not indexed before the next start: %s", unread.path, error)
             return
+        if before is None and len(self._missed) >= _MOST_MISSED:
+            self._beyond += 1
+            return
         if before is None:
             log.warning("%s cannot be reached for the index and is tried again: %s", unread.path, error)
         next_at = now + backoff_s(tries, _PAUSES)
         self._missed[unread.sop_instance_uid] = _Missed(unread, is_result, tries, next_at)
+
+
+def _is_there(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except OSError:
+        return False
+
+
+def _pass_over(sop_instance_uid: str, error: RowRefused) -> None:
+    log.error("%s is found by no query before the next start: %s", sop_instance_uid, error)

@@ -2,8 +2,9 @@
 
 An object is acknowledged once its file is durable; the ledger hears of it a moment later, in a batch.
 Between the two lies only memory, and `recover` finds in the spool what was lost with it. So a
-ledger that is locked or gone delays nothing but the computation. An object that the ledger refuses keeps no
-other out of it: it is left where it lies and told of, and its case is held.
+ledger that is locked or gone delays nothing but the computation. An object that the ledger refuses, or whose
+file cannot be read again, keeps no other out of it: it is left where it lies and told of, and its case is
+held.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from dicomnode.records import Instance, Quarantined
 
 log = logging.getLogger(__name__)
 
-_NOT_TAKEN = "the database did not take an object that was received"
+# Why a case lacks objects that were acknowledged.
+_NOT_TAKEN = "the database did not take"
+_NOT_READ = "the disk did not give back"
 
 
 class Intake:
@@ -37,6 +40,8 @@ class Intake:
         self._notes: list[Note] = []
         self._conflicts: dict[str, str] = {}
         self._again: dict[str, Path] = {}
+        # Study and why → what its case lacks: SOP Instance UID → file.
+        self._lacking: dict[tuple[str, str], dict[str, str]] = {}
         # SOP Instance UIDs of those that waited already when this node started, or came again.
         self._old: set[str] = set()
 
@@ -75,6 +80,7 @@ class Intake:
                 self._flush_again(now)
                 # Objects first: a contradiction needs the case that they make.
                 self._flush_instances(now, touched)
+                self._flush_lacking(now)
                 self._flush_conflicts(now)
                 self._flush_notes()
             except LedgerUnavailable as error:
@@ -109,21 +115,42 @@ class Intake:
         return self.flush(now)
 
     def _register(self, path: Path, now: float) -> None:
-        """Read a spooled file again. One that is not whole was never acknowledged: the sender has it."""
+        """Read a spooled file again; one that cannot be read now stays where it is."""
+        try:
+            instance = self._read(path, now)
+        except FileNotFoundError:
+            return  # another node has removed it
+        except OSError as error:
+            self._unread(path, error)
+            return
+        if instance is not None:
+            with self._lock:
+                self._old.add(instance.sop_instance_uid)
+            self.add(instance)
+
+    def _read(self, path: Path, now: float) -> Instance | None:
+        """returns: None of one that is not whole: it was never acknowledged, so the sender has it."""
         try:
             origin, data = split_file(memoryview(path.read_bytes()))
             header = inspect(data, origin.transfer_syntax_uid)
-            self._spool.make_durable(path)
-            stat = path.stat()
-        except FileNotFoundError:
-            return  # another node has removed it
         except Flawed as flaw:
             log.error("%s is not whole and set aside: %s", self._spool.relative(path), flaw.reason)
             self._spool.discard(path)
-            return
+            return None
+        self._spool.make_durable(path)
+        stat = path.stat()
         relative = self._spool.relative(path)
-        self._old.add(header.sop_instance_uid)
-        self.add(instance_of(header, origin, relative, stat.st_size, min(now, stat.st_mtime)))
+        return instance_of(header, origin, relative, stat.st_size, min(now, stat.st_mtime))
+
+    def _unread(self, path: Path, error: OSError) -> None:
+        """It may have been acknowledged: its case must not go on without it unnoticed."""
+        study, uid, relative = path.parent.name, path.stem, self._spool.relative(path)
+        self._lacks(study, _NOT_READ, uid, relative, old=True)
+        log.error(
+            "%s cannot be read: %s. It stays where it is and is tried again when it is sent again, and at "
+            "the next start: check the disk",
+            relative, error.strerror or error,
+        )  # fmt: skip
 
     def _flush_again(self, now: float) -> None:
         with self._lock:
@@ -167,23 +194,66 @@ class Intake:
     def _set_aside(self, instance: Instance, error: RowRefused, now: float) -> None:
         """The object was acknowledged: its file stays, and its case must not go on without it unnoticed."""
         uid, study = instance.sop_instance_uid, instance.study_instance_uid
-        # What was told of before holds no case again at every start.
-        if uid not in self._old or not self._ledger.has_heard(study, _NOT_TAKEN):
-            with self._lock:
-                self._conflicts.setdefault(study, f"{_NOT_TAKEN}: {uid}, {instance.path}")
+        old = uid in self._old
         self._leave_out((instance,))
+        self._lacks(study, _NOT_TAKEN, uid, instance.path, old=old)
         log.error(
-            "%s from %s is set aside: %s. Its file stays where it is, %s, and its case is held. It is tried "
-            "again when it is sent again, and at the next start: please report this",
+            "%s from %s is set aside: %s. Its file stays where it is, %s. It is tried again when it is sent "
+            "again, and at the next start: please report this",
             uid, instance.peer, error.reason, instance.path,
         )  # fmt: skip
+
+    def _lacks(self, study: str, why: str, uid: str, path: str, *, old: bool) -> None:
+        with self._lock:
+            self._lacking.setdefault((study, why), {})[uid] = path
+            if old:
+                self._old.add(uid)
+
+    def _flush_lacking(self, now: float) -> None:
+        with self._lock:
+            lacking = {key: dict(paths) for key, paths in self._lacking.items()}
+        for (study, why), paths in sorted(lacking.items()):
+            # What was told of before holds no case again at every start.
+            told = self._ledger.told_lacking(study, why) & self._old
+            new = {uid: path for uid, path in paths.items() if uid not in told}
+            if new:
+                self._hold_without(study, why, new, now)
+            with self._lock:
+                self._old.difference_update(paths)
+                for uid in paths:
+                    del self._lacking[study, why][uid]
+                if not self._lacking[study, why]:
+                    del self._lacking[study, why]
+
+    def _hold_without(self, study: str, why: str, paths: Mapping[str, str], now: float) -> None:
+        try:
+            self._ledger.lacks(study, why, paths, now)
+        except RowRefused as error:
+            if self._ledger.with_case((study,)):
+                said = "is not held, and may be computed without them"
+            else:
+                said = "could not be opened: `dicomnode cases` does not show it, and nothing is computed"
+            log.error(
+                "%s %d object(s) of study %s, and its case %s: %s. The files stay where they are, %s, and "
+                "are tried again at the next start: please report this",
+                why, len(paths), study, said, error.reason, ", ".join(paths.values()),
+            )  # fmt: skip
 
     def _flush_conflicts(self, now: float) -> None:
         with self._lock:
             conflicts = dict(self._conflicts)
         # A study's first object may have come after the batch was taken: then it is said later.
         for study in sorted(self._ledger.with_case(conflicts)) if conflicts else ():
-            if self._ledger.conflict(study, conflicts[study], now):
+            try:
+                told = self._ledger.conflict(study, conflicts[study], now)
+            except RowRefused as error:
+                log.error(
+                    "objects of study %s contradict each other, and its case is not held: %s. Look into "
+                    "quarantine before a result of it is used, and please report this",
+                    study, error.reason,
+                )  # fmt: skip
+                told = True
+            if told:
                 with self._lock:
                     del self._conflicts[study]
 

@@ -342,8 +342,12 @@ def split_file(content: memoryview) -> tuple[Origin, memoryview]:
     data = content[end:]
     if content[:_PREAMBLE_BYTES] != _preamble(data):
         raise Flawed(Defect.CUT_SHORT, "its checksum is not that of its data set")
-    values = dict(_meta_elements(content[start:end]))
-    return Origin(values[0x0002], values[0x0003], values[0x0010], values[0x0016]), data
+    try:
+        values = dict(_meta_elements(content[start:end]))
+        origin = Origin(values[0x0002], values[0x0003], values[0x0010], values[0x0016])
+    except (KeyError, struct.error):
+        raise Flawed(Defect.CUT_SHORT, "its file meta information is damaged") from None
+    return origin, data
 
 
 def _preamble(data: memoryview) -> bytes:

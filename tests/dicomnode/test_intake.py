@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,12 +46,17 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def ledger(url: str) -> Iterator[Ledger]:
     opened = Ledger.open(url, busy_timeout_s=0.3)
-    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
-    with engine.begin() as connection:
-        connection.execute(text(REFUSING[engine.dialect.name]))
-    engine.dispose()
+    change(url, REFUSING)
     yield opened
     opened.close()
+
+
+def change(url: str, statements: dict[str, str]) -> None:
+    """Carry out a dialect's statement behind the ledger's back."""
+    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with engine.begin() as connection:
+        connection.execute(text(statements[engine.dialect.name]))
+    engine.dispose()
 
 
 @pytest.fixture
@@ -112,7 +119,10 @@ def test_a_case_whose_object_was_refused_is_held_once(
     assembler.tick(NOW + config.assemble.quiet_s + 1)
     held = ledger.case(case_id)
     assert held.state is State.HELD
-    assert held.reason.startswith("the database did not take an object that was received: 1.2.3.1.2, spool/")
+    assert held.reason == (
+        "the database did not take 2 objects that were received: "
+        "1.2.3.1.2, spool/1.2.3/1.2.3.1.2.dcm; 1.2.3.1.3, spool/1.2.3/1.2.3.1.3.dcm"
+    )
     ledger.apply(case_id, Event.RETRY, NOW + 100, conflict="")
     caplog.clear()
     again = Intake(spool, ledger)
@@ -124,14 +134,208 @@ def test_a_case_whose_object_was_refused_is_held_once(
     assert "1.2.3.1.4" in ledger.case(case_id).conflict, "of a new one nobody has decided"
 
 
-def test_a_study_of_which_nothing_else_came_is_held_when_something_does(ledger: Ledger, spool: Spool) -> None:
+def test_what_a_person_decided_of_one_object_holds_for_no_other(ledger: Ledger, spool: Spool) -> None:
+    """The second was acknowledged, and the node killed before the ledger heard of it."""
+    intake = Intake(spool, ledger)
+    receive(spool, intake, 11, "HOSTILE")
+    receive(spool, intake, 2)
+    (case_id,) = intake.flush(NOW)
+    ledger.apply(case_id, Event.RETRY, NOW + 1, conflict="")
+    receive(spool, intake, 1, "HOSTILE")
+    Intake(spool, ledger).recover(NOW + 2)
+    conflict = "the database did not take an object that was received: 1.2.3.1.1, spool/1.2.3/1.2.3.1.1.dcm"
+    assert ledger.case(case_id).conflict == conflict
+    ledger.apply(case_id, Event.RETRY, NOW + 3, conflict="")
+    Intake(spool, ledger).recover(NOW + 4)
+    assert ledger.case(case_id).conflict == "", "of both somebody has decided"
+
+
+def test_objects_that_are_refused_one_after_the_other_are_all_named(ledger: Ledger, spool: Spool) -> None:
+    intake = Intake(spool, ledger)
+    for number in (1, 2, 3):
+        receive(spool, intake, number, "HOSTILE")
+        intake.flush(NOW + number)
+    (case,) = ledger.cases()
+    assert [f"1.2.3.1.{n}, spool/" in case.conflict for n in (1, 2, 3)] == [True, True, True]
+
+
+def test_many_refused_objects_are_counted_in_the_reason_and_named_in_the_story(
+    ledger: Ledger, spool: Spool
+) -> None:
+    intake = Intake(spool, ledger)
+    for number in range(120):
+        receive(spool, intake, number, "HOSTILE")
+    intake.flush(NOW)
+    (case,) = ledger.cases()
+    assert case.conflict.startswith("the database did not take 120 objects that were received: 1.2.3.1.0, ")
+    assert case.conflict.endswith("; and 115 more, which `dicomnode show` names")
+    told = ledger.told_lacking(STUDY, "the database did not take")
+    assert {f"1.2.3.1.{n}" for n in range(120)} <= told
+    ledger.apply(case.id, Event.RETRY, NOW + 1, conflict="")
+    Intake(spool, ledger).recover(NOW + 2)
+    assert ledger.case(case.id).conflict == ""
+
+
+def test_reasons_to_hold_a_case_stand_together_and_do_not_grow_for_ever(ledger: Ledger) -> None:
+    (case_id,) = ledger.add_instances([instance(number=1)], NOW)
+    assert ledger.conflict(STUDY, "two patients", NOW)
+    ledger.lacks(STUDY, "the database did not take", {"1.2.3.1.2": "spool/2.dcm"}, NOW + 1)
+    assert ledger.conflict(STUDY, "two patients", NOW + 2)
+    assert ledger.case(case_id).conflict == (
+        "two patients; the database did not take an object that was received: 1.2.3.1.2, spool/2.dcm"
+    )
+    for number in range(100):
+        assert ledger.conflict(STUDY, f"reason {number} {'x' * 100}", NOW + 3 + number)
+    assert ledger.case(case_id).conflict.startswith("two patients; ")
+    assert ledger.case(case_id).conflict.endswith("x; and more")
+    assert len(ledger.case(case_id).conflict) < 2300
+
+
+def test_a_study_of_which_every_object_is_refused_has_a_case_that_is_held(
+    ledger: Ledger, spool: Spool
+) -> None:
+    """A single SPECT of many frames."""
     intake = Intake(spool, ledger)
     receive(spool, intake, 1, "HOSTILE")
     assert intake.flush(NOW) == set()
-    assert ledger.cases() == []
+    (case,) = ledger.cases()
+    assert case.study_instance_uid == STUDY
+    assert case.identity.patient_id == "", "nothing of the object that the database does not take"
+    config = parse({})
+    assembler = Assembler(config.assemble, (), ledger, spool.data_dir)
+    assembler.tick(NOW + config.assemble.quiet_s + 1)
+    held = ledger.case(case.id)
+    assert held.state is State.HELD
+    assert held.reason.endswith(f"received: {STUDY}.1.1, spool/{STUDY}/{STUDY}.1.1.dcm")
     receive(spool, intake, 2)
-    (case_id,) = intake.flush(NOW + 1)
-    assert f"{STUDY}.1.1" in ledger.case(case_id).conflict
+    assert intake.flush(NOW + 100) == {case.id}
+    assert f"{STUDY}.1.1" in ledger.case(case.id).conflict
+    ledger.apply(case.id, Event.RETRY, NOW + 101, conflict="")
+    Intake(spool, ledger).recover(NOW + 102)
+    assert ledger.case(case.id).conflict == ""
+
+
+def test_a_study_whose_case_the_database_refuses_is_told_of(
+    ledger: Ledger, spool: Spool, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(
+        url,
+        {
+            "sqlite": "CREATE TRIGGER no_case BEFORE INSERT ON cases BEGIN SELECT RAISE(ABORT, 'none'); END",
+            "postgresql": "ALTER TABLE cases ADD CONSTRAINT no_case CHECK (id < 0)",
+        },
+    )
+    intake = Intake(spool, ledger)
+    receive(spool, intake, 1)
+    intake.flush(NOW)
+    intake.flush(NOW + 1)
+    object_line, case_line = errors(caplog)
+    assert "is held" not in object_line
+    assert f"study {STUDY}, and its case could not be opened" in case_line
+    assert f"where they are, spool/{STUDY}/{STUDY}.1.1.dcm" in case_line
+    assert ledger.cases() == []
+
+
+def test_a_study_whose_rows_in_the_index_are_refused_is_held(ledger: Ledger, spool: Spool, url: str) -> None:
+    change(
+        url,
+        {
+            "sqlite": "CREATE TRIGGER no_study BEFORE INSERT ON held_studies "
+            "BEGIN SELECT RAISE(ABORT, 'none'); END",
+            "postgresql": "ALTER TABLE held_studies ADD CONSTRAINT no_study CHECK (id < 0)",
+        },
+    )
+    intake = Intake(spool, ledger)
+    receive(spool, intake, 1)
+    intake.flush(NOW)
+    (case,) = ledger.cases()
+    assert f"{STUDY}.1.1, spool/" in case.conflict
+
+
+def test_a_file_that_cannot_be_read_keeps_no_other_out_and_its_case_is_held(
+    ledger: Ledger, spool: Spool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sector of the disk; what was acknowledged and lost from memory must not be left out unnoticed."""
+    lost = Intake(spool, ledger)
+    paths = [receive(spool, lost, number) for number in (1, 2, 3)]
+    read = Path.read_bytes
+
+    def damaged(self: Path) -> bytes:
+        if self == paths[1]:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", damaged)
+        intake = Intake(spool, ledger)
+        (case_id,) = intake.recover(NOW)
+        assert registered(ledger) == ["1", "3"]
+        (line,) = errors(caplog)
+        assert line.startswith(f"spool/{STUDY}/{STUDY}.1.2.dcm cannot be read: Input/output error")
+        conflict = ledger.case(case_id).conflict
+        assert conflict.startswith(f"the disk did not give back an object that was received: {STUDY}.1.2, ")
+        ledger.apply(case_id, Event.RETRY, NOW + 1, conflict="")
+        intake.again(f"{STUDY}.1.2", paths[1])
+        receive(spool, intake, 4)
+        intake.flush(NOW + 2)
+        assert registered(ledger) == ["1", "3", "4"]
+        assert ledger.case(case_id).conflict == "", "of this one a person has decided"
+    assert all(path.exists() for path in paths)
+    Intake(spool, ledger).recover(NOW + 3)
+    assert registered(ledger) == ["1", "2", "3", "4"]
+
+
+def test_a_file_whose_meta_information_is_damaged_keeps_no_other_out(ledger: Ledger, spool: Spool) -> None:
+    lost = Intake(spool, ledger)
+    path = receive(spool, lost, 1)
+    receive(spool, lost, 2)
+    content = bytearray(path.read_bytes())
+    content[144:200] = bytes(56)
+    path.write_bytes(content)
+    Intake(spool, ledger).recover(NOW)
+    assert registered(ledger) == ["2"]
+
+
+def test_a_broken_file_that_cannot_be_moved_keeps_no_other_out(
+    ledger: Ledger, spool: Spool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = Intake(spool, ledger)
+    receive(spool, lost, 1).write_bytes(b"broken")
+    receive(spool, lost, 2)
+
+    def read_only(_self: Spool, _path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Spool, "discard", read_only)
+    Intake(spool, ledger).recover(NOW)
+    assert registered(ledger) == ["2"]
+    assert "Read-only file system" in errors(caplog)[-1]
+
+
+def test_a_contradiction_that_is_refused_keeps_no_other_out(
+    ledger: Ledger, spool: Spool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_instances(
+        [instance(number=1), instance(number=1, study_instance_uid="9.9", sop_instance_uid="9")], NOW
+    )
+    intake = Intake(spool, ledger)
+    intake.note(replace(note(1, "patient DOE-4711 too"), conflict_study_uid=STUDY))
+    intake.note(replace(note(2, "another patient"), conflict_study_uid="9.9"))
+    told: Callable[..., bool] = Ledger.conflict
+
+    def conflict(self: Ledger, study: str, reason: str, now: float) -> bool:
+        if study == STUDY:
+            raise RowRefused("not this")
+        return told(self, study, reason, now)
+
+    monkeypatch.setattr(Ledger, "conflict", conflict)
+    intake.flush(NOW)
+    intake.flush(NOW + 1)
+    assert sorted(case.conflict for case in ledger.cases()) == ["", "another patient"]
+    assert len(ledger.quarantined(STUDY)) == 2
+    (line,) = errors(caplog)
+    assert "its case is not held: not this" in line
+    assert "DOE-4711" not in line
 
 
 def test_what_the_database_takes_at_last_is_registered_at_the_next_start(
@@ -141,11 +345,8 @@ def test_what_the_database_takes_at_last_is_registered_at_the_next_start(
     receive(spool, intake, 1, "HOSTILE")
     receive(spool, intake, 2)
     intake.flush(NOW)
-    engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     undo = {"sqlite": "DROP TRIGGER hostile", "postgresql": "ALTER TABLE instances DROP CONSTRAINT hostile"}
-    with engine.begin() as connection:
-        connection.execute(text(undo[engine.dialect.name]))
-    engine.dispose()
+    change(url, undo)
     assert len(Intake(spool, ledger).recover(NOW + 10)) == 1
     assert registered(ledger) == ["1", "2"]
 

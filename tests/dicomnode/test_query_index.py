@@ -334,6 +334,8 @@ def test_a_share_that_is_away_for_a_moment_costs_the_index_nothing(
     emptied(ledger)
     one = result("9.1", described=False)
     computed(ledger, case_id, NOW, one)
+    for folder in ("spool", "results"):
+        (tmp_path / folder).mkdir()
     looked: list[Path] = []
     files = {tmp_path / described(STUDY, 1).path: described_of(described(STUDY, 1))}
     files[tmp_path / one.path] = dict(result("9.1").attributes)
@@ -358,33 +360,142 @@ def test_a_share_that_is_away_for_a_moment_costs_the_index_nothing(
     assert instances(ledger) == ["9.1", f"{STUDY}.1.1"]
 
 
-def test_files_that_stay_away_are_left_until_the_next_start(
-    sqlite_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Disk:
+    """Files that can be read or not, as a test says; it counts how often each is asked for."""
+
+    def __init__(self, data_dir: Path, monkeypatch: pytest.MonkeyPatch, files: list[Any]) -> None:
+        for folder in ("spool", "results"):
+            (data_dir / folder).mkdir(exist_ok=True)
+        self.files = {data_dir / i.path: described_of(i) for i in files}
+        self.failing: dict[Path, int] = {}
+        self.looked: list[Path] = []
+        monkeypatch.setattr(indexer_module, "describe_file", self.describe)
+
+    def describe(self, path: Path, _syntax: str) -> dict[str, str]:
+        self.looked.append(path)
+        if path in self.failing:
+            raise OSError(self.failing[path], "it fails")
+        return self.files[path]
+
+
+def unindexed(ledger: Ledger, *uids: str) -> list[Any]:
+    """Received objects that came before there was an index. returns: in the order of their UIDs."""
+    received = [described(STUDY, int(uid)) for uid in uids]
+    ledger.add_instances(received, NOW)
+    emptied(ledger)
+    return received
+
+
+def test_files_that_have_gone_are_passed_over_at_once(
+    sqlite_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Many at once stop the reading, so that a share that is away is not asked for each of its files."""
-    monkeypatch.setattr(indexer_module, "_MOST_MISSED", 2)
+    """Those of a folder that is there; however many they are, the others wait for nothing."""
     monkeypatch.setattr(indexer_module, "_READ_AT_ONCE", 2)
-    sqlite_ledger.add_instances([described(STUDY, n) for n in range(1, 9)], NOW)
-    emptied(sqlite_ledger)
-    looked: list[Path] = []
-
-    def away(path: Path, _syntax: str) -> dict[str, str]:
-        looked.append(path)
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
-
-    monkeypatch.setattr(indexer_module, "describe_file", away)
+    received = unindexed(sqlite_ledger, *"12345678")
+    disk = Disk(tmp_path, monkeypatch, received)
+    disk.failing = dict.fromkeys(list(disk.files)[:6], errno.ENOENT)
     indexer = Indexer(sqlite_ledger, tmp_path)
-    for hour in range(50):
-        for seconds in (0, 1, 2):
-            indexer.tick(NOW + 3700.0 * hour + seconds)
-    assert {looked.count(path) for path in looked} == {9}
-    assert len(set(looked)) == 8, "the others are looked at in their turn"
-    by_path = {tmp_path / i.path: described_of(i) for i in (described(STUDY, n) for n in range(1, 9))}
-    monkeypatch.setattr(indexer_module, "describe_file", lambda path, _syntax: by_path[path])
+    for second in range(10):
+        indexer.tick(NOW + second)
+    assert instances(sqlite_ledger) == [i.sop_instance_uid for i in received[6:]]
+    assert len(disk.looked) == 8, "each once"
+    assert len(caplog.records) == 6
+    indexer.tick(NOW + 4000)
+    assert len(disk.looked) == 8
+    disk.failing.clear()
     again = Indexer(sqlite_ledger, tmp_path)
-    for _ in range(5):
-        again.tick(NOW)
+    for second in range(10):
+        again.tick(NOW + second)
     assert len(instances(sqlite_ledger)) == 8
+
+
+def test_files_that_cannot_be_reached_keep_no_other_out(
+    sqlite_ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some are tried again; what goes beyond the memory for them is counted and left to the next start."""
+    monkeypatch.setattr(indexer_module, "_READ_AT_ONCE", 2)
+    monkeypatch.setattr(indexer_module, "_MOST_MISSED", 2)
+    received = unindexed(sqlite_ledger, *"12345678")
+    disk = Disk(tmp_path, monkeypatch, received)
+    broken = list(disk.files)[:5]
+    disk.failing = dict.fromkeys(broken, errno.EIO)
+    indexer = Indexer(sqlite_ledger, tmp_path)
+    for second in range(10):
+        indexer.tick(NOW + second)
+    assert instances(sqlite_ledger) == [i.sop_instance_uid for i in received[5:]]
+    (line,) = [r.getMessage() for r in caplog.records if "more files" in r.getMessage()]
+    assert line.startswith("3 more files")
+    for hour in range(1, 50):
+        indexer.tick(NOW + 3700.0 * hour)
+    assert [disk.looked.count(path) for path in broken] == [9, 9, 1, 1, 1]
+    disk.failing.clear()
+    again = Indexer(sqlite_ledger, tmp_path)
+    for second in range(10):
+        again.tick(NOW + second)
+    assert len(instances(sqlite_ledger)) == 8
+
+
+def test_a_folder_that_is_away_is_waited_for_and_keeps_the_other_kind_from_nothing(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    received = unindexed(ledger, *"1234")
+    (case,) = ledger.cases()
+    one = result("9.1", described=False)
+    computed(ledger, case.id, NOW, one)
+    disk = Disk(tmp_path, monkeypatch, received)
+    disk.files[tmp_path / one.path] = dict(result("9.1").attributes)
+    inputs = [tmp_path / i.path for i in received]
+    disk.failing = dict.fromkeys(inputs, errno.ENOENT)
+    (tmp_path / "spool").rename(tmp_path / "away")
+    indexer = Indexer(ledger, tmp_path)
+    for second in range(59):
+        indexer.tick(NOW + second)
+    assert instances(ledger) == ["9.1"]
+    assert disk.looked.count(inputs[0]) == 1, "a pause lasts"
+    assert [record.getMessage().startswith(f"{tmp_path / 'spool'} is away") for record in caplog.records] == [
+        True
+    ]
+    for hour in range(1, 100):
+        indexer.tick(NOW + 4000.0 * hour)
+    assert len(caplog.records) == 1
+    (tmp_path / "away").rename(tmp_path / "spool")
+    disk.failing.clear()
+    indexer.tick(NOW + 4000.0 * 100)
+    assert len(instances(ledger)) == 5
+
+
+REFUSING = {
+    "sqlite": "CREATE TRIGGER hostile BEFORE INSERT ON held_instances "
+    "WHEN NEW.sop_instance_uid IN ('1.2.3.1.3', '9.1') BEGIN SELECT RAISE(ABORT, 'not this'); END",
+    "postgresql": "ALTER TABLE held_instances ADD CONSTRAINT hostile "
+    "CHECK (sop_instance_uid NOT IN ('1.2.3.1.3', '9.1'))",
+}
+
+
+def test_an_object_that_the_database_refuses_keeps_no_other_out_of_the_index(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(indexer_module, "_READ_AT_ONCE", 4)
+    received = unindexed(ledger, *"12345678")
+    (case,) = ledger.cases()
+    one, other = result("9.1", described=False), result("9.2", described=False)
+    ledger.add_instances([described("7.7", 1)], NOW)
+    (second_case,) = [c for c in ledger.cases() if c.id != case.id]
+    computed(ledger, case.id, NOW, one)
+    computed(ledger, second_case.id, NOW, other)
+    disk = Disk(tmp_path, monkeypatch, received)
+    for made in (one, other):
+        disk.files[tmp_path / made.path] = dict(result(made.sop_instance_uid).attributes)
+    with ledger._decide() as connection:
+        connection.execute(text(REFUSING[connection.dialect.name]))
+    indexer = Indexer(ledger, tmp_path)
+    for second in range(5):
+        indexer.tick(NOW + second)
+    refused = {i.sop_instance_uid for i in received[2:3]}
+    wanted = {"9.2", "7.7.1.1"} | {i.sop_instance_uid for i in received} - refused
+    assert set(instances(ledger)) == wanted
+    assert sorted(r.getMessage().partition(" ")[0] for r in caplog.records) == ["1.2.3.1.3", "9.1"]
+    assert len(disk.looked) == 10, "each once"
 
 
 # ── how SQL finds it ─────────────────────────────────────────────────────────────────────────────
