@@ -14,7 +14,7 @@ ALWAYS, MAY_BE_EMPTY, NOT_ALWAYS = "ALWAYS", "VNAP", "ANAP"  # PS3.2 A.8.1
 OBJECTS = ("SEG", "RTDOSE", "PM", "SR", "KO")
 # "SEG: `1`; RTDOSE: ...": what is said of each, and a value that is told as such and has no alternative.
 _OF_OBJECT = re.compile(rf"\b({'|'.join(OBJECTS)}): ([^;]*)")
-_FIXED = re.compile(r"`([^`\[]+)`(?! or )")
+_FIXED = re.compile(r"`([^`\[]+)`(?! or\b)")
 _ALL, _IMAGES, _VOLUMES, _DOCUMENTS = OBJECTS, OBJECTS[:3], ("SEG", "PM"), OBJECTS[3:]
 
 
