@@ -122,7 +122,7 @@ class Assembler:
         if case.conflict:
             raise Rejected(
                 case.conflict,
-                "Look at the object that was set aside, then `dicomnode retry` computes without it",
+                "Look at the file that the reason names; then `dicomnode retry` computes without it",
             )
         chosen = self._chosen_of(case, now)
         note = None if chosen is None else self._comparison.outcome(case, now)

@@ -85,7 +85,10 @@ class Deliverer:
         for case in self._ledger.to_deliver(self._committing):
             if self._stopping.is_set() or tried == CASES_PER_TICK:
                 return
-            if not lasts(case.next_attempt_at, now, self._settings.max_retry_s):
+            if lasts(case.next_attempt_at, now, self._settings.max_retry_s):
+                continue
+            # The ledger is not asked, at every tick and for each of them, what it is that waits.
+            if _is_asked_for(case) or not self._all_rest(now):
                 tried += self._try(case, now)
 
     def stop(self) -> None:
@@ -98,8 +101,7 @@ class Deliverer:
         if run is None:
             raise NodeError(f"case {case.id} is {case.state} without results", "Please report this bug")
         waiting = _by_peer(_open(self._ledger.deliveries(run.id)))
-        # RESEND sets the count of attempts to 0: a person who asks does not wait for a pause to end.
-        asked = case.state is State.SENDING and case.attempts == 0
+        asked = _is_asked_for(case)
         awake = {name: items for name, items in waiting.items() if asked or not self._rests(name, now)}
         if waiting and not awake:
             return False
@@ -167,7 +169,7 @@ class Deliverer:
             # Raised by `on_answer`: no fault of the peer.
             raise
         except Transient as error:
-            self._resting.rest(peer.name, error.reason, clock())
+            self._resting.rest(peer.name, error.reason, clock(), f"; case {case.id} waits")
         else:
             self._resting.wake(peer.name)
         finally:
@@ -219,9 +221,13 @@ class Deliverer:
             log.error("case %d is FAILED: %s", case.id, text)
         else:
             reason = "; ".join(dict.fromkeys(self._trouble(item) for item in left))
-            self._stumble(case, reason, attempt, now)
+            # Of a destination that cannot be reached the log has a line, however many cases wait for it.
+            is_told = all(self._resting.reason(delivery.peer) is not None for _, delivery in left)
+            self._stumble(case, reason, attempt, now, logging.DEBUG if is_told else logging.WARNING)
 
-    def _stumble(self, case: Case, reason: str, attempt: Attempt, now: float) -> None:
+    def _stumble(
+        self, case: Case, reason: str, attempt: Attempt, now: float, level: int = logging.WARNING
+    ) -> None:
         pause_s = backoff_s(case.attempts + 1, self._settings, jitter=spread(case.id))
         self._ledger.end(
             attempt,
@@ -233,7 +239,7 @@ class Deliverer:
             next_attempt_at=now + pause_s,
         )
         text = without_identity(reason, case)
-        log.warning("case %d: %s; tried again in %.0f s", case.id, text, pause_s)
+        log.log(level, "case %d: %s; tried again in %.0f s", case.id, text, pause_s)
 
     def _trouble(self, item: Item) -> str:
         result, delivery = item
@@ -259,7 +265,9 @@ class Deliverer:
                 )
             if delivery.refusals >= self._settings.max_refusals:
                 is_note = new.sop_class_uid == KeyObjectSelectionDocumentStorage
-                or_not = ", or set its rejection_notes = false and restart the node" if is_note else ""
+                or_not = (
+                    ", or set its rejection_notes = false and reload the node (SIGHUP)" if is_note else ""
+                )
                 return _Hopeless(
                     f"{delivery.peer} refused {new.kind} {new.sop_instance_uid} "
                     f"{delivery.refusals} times: {delivery.detail}",
@@ -297,8 +305,16 @@ class Deliverer:
 
     # ── resting destinations ─────────────────────────────────────────────────────────────────
 
+    def _all_rest(self, now: float) -> bool:
+        return bool(self._destinations) and all(self._rests(name, now) for name in self._destinations)
+
     def _rests(self, name: str, now: float) -> bool:
         return name in self._destinations and self._resting.rests(name, now)
+
+
+def _is_asked_for(case: Case) -> bool:
+    """RESEND sets the count of attempts to 0: a person who asks does not wait for a pause to end."""
+    return case.state is State.SENDING and case.attempts == 0
 
 
 def _open(items: Iterable[Item]) -> list[Item]:

@@ -69,13 +69,13 @@ class Resting:
         rest = self._resting.get(peer)
         return None if rest is None else rest.reason
 
-    def rest(self, peer: str, reason: str, now: float) -> None:
-        """It failed: leave it alone, longer each time."""
+    def rest(self, peer: str, reason: str, now: float, waiting: str = "") -> None:
+        """It failed: leave it alone, longer each time. waiting: who waits, for the end of the log's line."""
         before = self._resting.get(peer)
         failures = 1 if before is None else before.failures + 1
         pause_s = backoff_s(failures, self._settings)
         self._resting[peer] = _Rest(now + pause_s, failures, reason)
-        log.warning("%s; it rests for %.0f s", reason, pause_s)
+        log.warning("%s; tried again in %.0f s%s", reason, pause_s, waiting)
 
     def wake(self, peer: str) -> None:
         """It answered."""

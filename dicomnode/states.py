@@ -147,11 +147,18 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 # What a person can do whose command is refused.
 _REFUSED: dict[Event | tuple[State, Event], str] = {
     Event.RETRY: "Wait until it has ended: `dicomnode cases` tells",
-    (State.SENDING, Event.RETRY): "Wait until its results are sent; a destination that is gone for good "
-    "is taken out of [deliver] to, and the node restarted",
+    (
+        State.SENDING,
+        Event.RETRY,
+    ): "Wait until its results are sent. Where a destination is gone for good, take it "
+    "out of [deliver] to, have the node reload (SIGHUP), then `dicomnode retry CASE --resend`",
     Event.RESEND: "It has no results to send again: wait for them, or `dicomnode retry` without --resend",
     (State.ENCODED, Event.RESEND): "Its results are about to be sent for the first time",
 }
+
+
+# What a person has asked for, whose command is refused.
+_ASKED = {Event.RETRY: "begin again", Event.RESEND: "have its results sent again"}
 
 
 def advance(state: State, event: Event) -> State:
@@ -160,7 +167,8 @@ def advance(state: State, event: Event) -> State:
         return TRANSITIONS[state][event]
     except KeyError:
         remedy = _REFUSED.get((state, event)) or _REFUSED.get(event, "")
-        raise IllegalTransition(f"a case in {state} does not take the event {event}", remedy) from None
+        asked = f"cannot {_ASKED[event]}" if event in _ASKED else f"does not take the event {event}"
+        raise IllegalTransition(f"a case that is {state} {asked}", remedy) from None
 
 
 def allows(state: State, event: Event) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from dicomnode.audit.syslog import LONGEST_QUEUE
 from dicomnode.audit.trail import tls_context
 from dicomnode.commands import own_certificate
 from dicomnode.config import Config, Peer
@@ -143,13 +144,17 @@ def _tls(config: Config) -> Iterator[Finding]:
 
 
 def _audit(config: Config) -> Iterator[Finding]:
-    """Whether the audit trail can be written; whether a collector listens shows when the node starts."""
+    """Whether the audit trail can be written; whether a collector listens shows when the node starts.
+
+    No problems: a destination that fails stops nothing, and the service is started after this check.
+    """
     audit = config.audit
     if audit.file is not None and not os.access(
         audit.file if audit.file.exists() else audit.file.parent, os.W_OK
     ):
         remedy = "Create its folder and give it to the account that runs the node"
-        yield Finding("problem", "[audit] file", f"{audit.file} cannot be written", remedy)
+        text = f"{audit.file} cannot be written; the node runs, and {LONGEST_QUEUE:,} messages wait at most"
+        yield Finding("warning", "[audit] file", text, remedy)
     if audit.syslog_host and audit.syslog_transport == "tls":
         try:
             tls_context(audit)
@@ -157,10 +162,9 @@ def _audit(config: Config) -> Iterator[Finding]:
             files = ", ".join(
                 str(path) for path in (audit.ca, audit.certificate, audit.key) if path is not None
             )
-            text = f"{files} cannot be used: {error}"
-            yield Finding(
-                "problem", "[audit] ca, certificate, key", text, "Give PEM files that belong together"
-            )
+            text = f"{files} cannot be used: {error}; the node runs, without a syslog collector"
+            remedy = "Give PEM files that belong together"
+            yield Finding("warning", "[audit] ca, certificate, key", text, remedy)
 
 
 def _device(config: Config) -> Iterator[Finding]:

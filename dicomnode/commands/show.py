@@ -71,9 +71,7 @@ def case_story(ledger: Ledger, case: Case) -> RenderableType:
     enquiries = _enquiries(ledger, case)
     if enquiries.row_count:
         parts += [Text("\nasked of PACS"), enquiries]
-    quarantined = _quarantined(ledger, case)
-    if quarantined.row_count:
-        parts += [Text("\nquarantined"), quarantined]
+    parts += _quarantined(ledger, case)
     parts += _results(ledger, case)
     return Group(*parts)
 
@@ -166,18 +164,24 @@ def _enquiries(ledger: Ledger, case: Case) -> Table:
     return table
 
 
-def _quarantined(ledger: Ledger, case: Case) -> Table:
-    table = Table("time", "from", "defect", "status", "reason", _whole("file"), box=None)
-    for item in ledger.quarantined(case.study_instance_uid):
+def _quarantined(ledger: Ledger, case: Case) -> Iterator[RenderableType]:
+    table = Table("time", "from", "defect", "status", "reason", box=None)
+    items = ledger.quarantined(case.study_instance_uid)
+    for item in items:
         table.add_row(
             _at(item.received_at),
             item.peer,
             item.defect,
             f"0x{item.status:04X}",
             Text(item.reason),
-            item.path,
         )
-    return table
+    if items:
+        yield from (Text("\nquarantined"), table)
+    for item in items:
+        if item.path:
+            # On a line of its own, however narrow the terminal is: it is there to be copied.
+            path = f"{_at(item.received_at)}  {item.path}"
+            yield Text(path, no_wrap=True, overflow="ignore")
 
 
 def _results(ledger: Ledger, case: Case) -> Iterator[RenderableType]:

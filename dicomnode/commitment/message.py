@@ -33,6 +33,22 @@ class EventType(IntEnum):
     SOME_FAILED = 2
 
 
+class Status(IntEnum):
+    """What an N-ACTION or an N-EVENT-REPORT is answered, PS3.7 Annex C."""
+
+    SUCCESS = 0x0000
+    PROCESSING_FAILURE = 0x0110
+    NO_SUCH_INSTANCE = 0x0112
+    NO_SUCH_EVENT_TYPE = 0x0113
+    INVALID_ARGUMENT = 0x0115
+    NO_SUCH_ACTION = 0x0123
+    NOT_AUTHORIZED = 0x0124
+    # PS3.3 C.14.1.1 has it as Failure Reason. PS3.7 has no status that says it, and every other misleads.
+    DUPLICATE_TRANSACTION_UID = 0x0131
+    MISTYPED_ARGUMENT = 0x0212
+    RESOURCE_LIMITATION = 0x0213
+
+
 class FailureReason(IntEnum):
     """Why an object is not committed to, PS3.3 C.14.1.1."""
 
@@ -57,9 +73,9 @@ _WORDS = {
 class Malformed(NodeError):
     """A data set of a peer is not what the Standard asks for. status: to be answered (PS3.7 Annex C)."""
 
-    def __init__(self, reason: str, status: int = 0x0115) -> None:  # invalid argument value
+    def __init__(self, reason: str, status: Status = Status.INVALID_ARGUMENT) -> None:
         super().__init__(reason)
-        self.status = status
+        self.status = int(status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +115,7 @@ def require_few_items(content: BytesIO | None) -> None:
     Looked at before pydicom makes a data set of each: of 32 MB it would make gigabytes.
     """
     if content is not None and content.getvalue().count(_ITEM) > 2 * MOST_OBJECTS:
-        raise Malformed(f"it names more than {MOST_OBJECTS} objects", 0x0213)  # resource limitation
+        raise Malformed(f"it names more than {MOST_OBJECTS} objects", Status.RESOURCE_LIMITATION)
 
 
 @contextmanager
@@ -133,7 +149,8 @@ def request_of(ds: Dataset) -> Request:
         raise Malformed("it names no object")
     if len(objects) > MOST_OBJECTS:
         # Resource limitation: a part of them may be asked about.
-        raise Malformed(f"it names {len(objects)} objects, more than {MOST_OBJECTS}", 0x0213)
+        text = f"it names {len(objects)} objects, more than {MOST_OBJECTS}"
+        raise Malformed(text, Status.RESOURCE_LIMITATION)
     return Request(transaction, objects)
 
 
@@ -158,7 +175,7 @@ def report_to_dataset(
 def report_of(event_type: int, ds: Dataset) -> Report:
     """The same, of a peer. Raises Malformed."""
     if event_type not in {int(known) for known in EventType}:
-        raise Malformed(f"event type {event_type} does not exist", 0x0113)  # no such event type
+        raise Malformed(f"event type {event_type} does not exist", Status.NO_SUCH_EVENT_TYPE)
     transaction = _transaction_uid(ds)
     committed = {instance for _, instance in _references(ds, "ReferencedSOPSequence")}
     failed = {}
@@ -198,7 +215,7 @@ def _items(ds: Dataset, keyword: str) -> Collection[Dataset]:
     if value is None:
         return ()
     if not isinstance(value, Sequence):
-        raise Malformed(f"{keyword} is no sequence", 0x0212)  # mistyped argument
+        raise Malformed(f"{keyword} is no sequence", Status.MISTYPED_ARGUMENT)
     return value
 
 

@@ -21,6 +21,7 @@ from dicomnode.commitment.message import (
     PUSH_MODEL_SYNTAXES,
     Malformed,
     Report,
+    Status,
     of_a_peer,
     report_of,
     require_few_items,
@@ -35,11 +36,6 @@ if TYPE_CHECKING:
     from dicomnode.config import AnyRight, Peer
 
 log = logging.getLogger(__name__)
-
-_SUCCESS = 0x0000
-_PROCESSING_FAILURE = 0x0110
-_NO_SUCH_INSTANCE = 0x0112
-_INVALID_ARGUMENT = 0x0115
 
 
 class ReportService:
@@ -96,13 +92,14 @@ class ReportService:
             status = flaw.status
         except LedgerUnavailable as error:
             log.error("a storage commitment report of %s could not be recorded: %s", name, error)
-            status = _PROCESSING_FAILURE
+            status = int(Status.PROCESSING_FAILURE)
         return status, None
 
     def _read(self, event: evt.Event) -> Report:
         request = cast(Any, event.request)
         if request.AffectedSOPInstanceUID != PUSH_MODEL_INSTANCE:
-            raise Malformed(f"{request.AffectedSOPInstanceUID} is no SOP instance of it", _NO_SUCH_INSTANCE)
+            text = f"{request.AffectedSOPInstanceUID} is no SOP instance of it"
+            raise Malformed(text, Status.NO_SUCH_INSTANCE)
         require_few_items(request.EventInformation)
         with of_a_peer():
             return report_of(event.event_type or 0, event.event_information)
@@ -121,12 +118,12 @@ class ReportService:
             log.warning(
                 "%s reports on transaction %s, which it was not asked for", peer, report.transaction_uid
             )
-            return _INVALID_ARGUMENT
+            return int(Status.INVALID_ARGUMENT)
         if before.has_ended:
             log.warning(
                 "%s reports again on transaction %s (%s)", peer, report.transaction_uid, before.outcome
             )
-            return _SUCCESS
+            return int(Status.SUCCESS)
         try:
             self._tell(report, before, event, ae_title)
         except LedgerUnavailable as error:  # the report itself is recorded
@@ -137,7 +134,7 @@ class ReportService:
             "%s committed to %d object(s) of transaction %s%s",
             peer, len(report.committed), report.transaction_uid, f"; not to {said}" if said else "",
         )  # fmt: skip
-        return _SUCCESS
+        return int(Status.SUCCESS)
 
     def _tell(self, report: Report, commitment: Commitment, event: evt.Event, ae_title: str) -> None:
         """The audit trail: what it says of our results, whatever else it names."""

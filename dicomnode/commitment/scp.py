@@ -20,9 +20,9 @@ from pynetdicom.presentation import PresentationContext, build_context
 from dicomnode.commitment.message import (
     PUSH_MODEL_SYNTAXES,
     REQUEST_STORAGE_COMMITMENT,
-    FailureReason,
     Malformed,
     Request,
+    Status,
     of_a_peer,
     request_of,
     require_few_items,
@@ -35,14 +35,6 @@ if TYPE_CHECKING:
     from dicomnode.config import AnyRight, Peer
 
 log = logging.getLogger(__name__)
-
-_SUCCESS = 0x0000
-_NO_SUCH_INSTANCE = 0x0112
-_NO_SUCH_ACTION = 0x0123
-_NOT_AUTHORIZED = 0x0124
-# PS3.3 C.14.1.1 has it as Failure Reason. PS3.7 Annex C has no status that says it, and every other misleads.
-_DUPLICATE_TRANSACTION_UID = int(FailureReason.DUPLICATE_TRANSACTION_UID)
-_RESOURCE_LIMITATION = 0x0213
 
 
 class OpenAssociations:
@@ -116,7 +108,7 @@ class CommitmentService:
             request = self._read(event, ae_title)
             if self._ledger.unanswered(ae_title) >= MAX_UNANSWERED:
                 raise Malformed(
-                    f"{MAX_UNANSWERED} of its requests wait to be reported on", _RESOURCE_LIMITATION
+                    f"{MAX_UNANSWERED} of its requests wait to be reported on", Status.RESOURCE_LIMITATION
                 )
             # What was acknowledged a moment ago is durable, but the ledger may not have heard of it.
             now = self._clock()
@@ -124,30 +116,31 @@ class CommitmentService:
             promised = self._ledger.promise(ae_title, request.transaction_uid, request.objects, now)
             if promised is None:
                 text = f"it has asked about other objects in transaction {request.transaction_uid}"
-                raise Malformed(text, _DUPLICATE_TRANSACTION_UID)
+                raise Malformed(text, Status.DUPLICATE_TRANSACTION_UID)
         except Malformed as flaw:
             log.warning("a storage commitment request of %s is refused: %s", ae_title, flaw.reason)
             return flaw.status, None
         except LedgerUnavailable as error:
             log.error("a storage commitment request of %s could not be recorded: %s", ae_title, error)
-            return _RESOURCE_LIMITATION, None
+            return int(Status.RESOURCE_LIMITATION), None
         number, is_new = promised
         self._associations.put(number, event.assoc)
         again = "" if is_new else " once more"
         log.info("%s asks%s to commit to %d object(s)", ae_title, again, len(request.objects))
-        return _SUCCESS, None
+        return int(Status.SUCCESS), None
 
     def _read(self, event: evt.Event, ae_title: str) -> Request:
         command = cast(Any, event.request)
         peer = self._peers.get(ae_title)
         if peer is None or "commit" not in peer.may:
-            raise Malformed('its [[peers]] entry does not hold "commit"', _NOT_AUTHORIZED)
+            raise Malformed('its [[peers]] entry does not hold "commit"', Status.NOT_AUTHORIZED)
         if self._stopping:
-            raise Malformed("the node is stopping", _RESOURCE_LIMITATION)
+            raise Malformed("the node is stopping", Status.RESOURCE_LIMITATION)
         if command.RequestedSOPInstanceUID != PUSH_MODEL_INSTANCE:
-            raise Malformed(f"{command.RequestedSOPInstanceUID} is no SOP instance of it", _NO_SUCH_INSTANCE)
+            text = f"{command.RequestedSOPInstanceUID} is no SOP instance of it"
+            raise Malformed(text, Status.NO_SUCH_INSTANCE)
         if event.action_type != REQUEST_STORAGE_COMMITMENT:
-            raise Malformed(f"action type {event.action_type} does not exist", _NO_SUCH_ACTION)
+            raise Malformed(f"action type {event.action_type} does not exist", Status.NO_SUCH_ACTION)
         require_few_items(command.ActionInformation)
         with of_a_peer():
             return request_of(event.action_information)

@@ -12,7 +12,7 @@ file is reported whole: every problem, each with its key and what to do.
     sending      [encode] [deliver] [commitment] [fetch] [notify]
     keeping      [retention] [audit]
     whole        all of them, what they must agree on, and reading them
-    problems     what is said of a wrong file
+    problems     what is said of a wrong file; wording: of a wrong value
 """
 
 from dicomnode.config.computing import Assemble, Cluster, Density, Dose, Engine, MonteCarlo, Network

@@ -3,40 +3,69 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from dicomnode.config.wording import toml, wrong
 
-def problems(error: ValidationError, data: dict[str, Any], whole: type[BaseModel]) -> Iterator[str]:
+
+def problems(error: ValidationError, data: dict[str, Any], whole: type[BaseModel]) -> list[str]:
     """A line for each: where, what, and what to do. whole: the model of the file."""
-    for item in error.errors():
-        where, key = _place(item["loc"], data)
-        if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            yield _unknown(where, key, item["loc"], whole)
-        elif item["type"] == "missing":
-            yield f"{where} lacks the setting {key!r}"
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            given = "" if item["type"] == "value_error" else f", not {item['input']!r}"
-            yield f"{where} {key}: {message[:1].lower() + message[1:]}{given}" if where else f"{message}"
+    items = [dict(item) for item in error.errors() if not _follows(item)]
+    # A list that lacks several values is one problem.
+    return list(dict.fromkeys(_told(item, data, whole) for item in items))
+
+
+def _follows(item: Any) -> bool:
+    """Whether it only follows from another: a list whose one entry is wrong is not empty."""
+    return item["type"] == "too_short" and bool(len(item["input"]) >= item["ctx"]["min_length"])
+
+
+def _told(item: dict[str, Any], data: dict[str, Any], whole: type[BaseModel]) -> str:
+    loc = item["loc"]
+    where, key = _place(loc, data)
+    if item["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return _unknown(where, key, loc, whole)
+    if item["type"] == "missing":
+        if isinstance(loc[-1], int):
+            return f"{where} {key}: has too few values: {toml(item['input'])}"
+        return f"{where} lacks the setting {key!r}"
+    if not loc:
+        return wrong(item, "")
+    if _is_list_of_tables(loc, whole):
+        return f"{loc[0]} is a list of tables: write [[{loc[0]}]] above each of them"
+    if len(loc) == 1 and not key:
+        return f"{where}: {wrong(item, '')}"
+    return f"{where}{' ' + key if key else ''}: {wrong(item, key.rpartition('.')[2])}"
+
+
+def _is_list_of_tables(loc: tuple[int | str, ...], whole: type[BaseModel]) -> bool:
+    field = whole.model_fields.get(str(loc[0]))
+    return len(loc) == 1 and field is not None and bool(get_args(field.annotation))
 
 
 def _place(loc: tuple[int | str, ...], data: dict[str, Any]) -> tuple[str, str]:
     """('[receive]', 'port') or ('[[peers]] "PACS"', 'port') for a location in the file."""
     if not loc:
         return "", ""
-    if len(loc) == 1:
-        value = data.get(str(loc[0]))
-        return ("config.toml", str(loc[0])) if not isinstance(value, dict) else (f"[{loc[0]}]", "")
-    table = str(loc[0])
-    rest = list(loc[1:])
-    if isinstance(rest[0], int):
-        entry = data[table][rest.pop(0)] if isinstance(data.get(table), list) else {}
-        name = entry.get("name", "") if isinstance(entry, dict) else ""
-        return f"[[{table}]]" + (f' "{name}"' if name else ""), ".".join(map(str, rest))
-    return f"[{table}]", ".".join(map(str, rest))
+    table, rest = str(loc[0]), list(loc[1:])
+    where = f"[{table}]"
+    if rest and isinstance(rest[0], int):
+        where = _entry(table, rest.pop(0), data)
+    # An entry of a list is known by its value, which is told; a table within a table by its number.
+    while len(rest) > 2 and isinstance(rest[1], int):
+        where += f", [[{table}.{rest[0]}]] no. {rest[1] + 1}"
+        del rest[:2]
+    return where, ".".join(str(part) for part in rest if isinstance(part, str))
+
+
+def _entry(table: str, number: Any, data: dict[str, Any]) -> str:
+    """'[[peers]] "PACS"', or its number where it has no name and is not the only one."""
+    entry = data[table][number]
+    if name := entry.get("name", "") if isinstance(entry, dict) else "":
+        return f'[[{table}]] "{name}"'
+    return f"[[{table}]]" + (f" no. {number + 1}" if len(data[table]) > 1 else "")
 
 
 def _unknown(where: str, key: str, loc: tuple[int | str, ...], whole: type[BaseModel]) -> str:

@@ -20,3 +20,13 @@ class Section(BaseModel):
     """A table of config.toml: unknown keys fail, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def pauses_in_order(table: Section, first: str, longest: str) -> None:
+    """Raises ValueError where the longest of the pauses that double is shorter than the first."""
+    first_value, longest_value = getattr(table, first), getattr(table, longest)
+    if longest_value < first_value:
+        raise ValueError(
+            f"{longest} = {longest_value:g} is below {first} = {first_value:g}, from which pauses double: "
+            f"raise {longest}, or lower {first}"
+        )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dicomnode.config.section import Port, Seconds, Section
+from dicomnode.config.section import Port, Seconds, Section, pauses_in_order
 
 
 class Encode(Section):
@@ -38,6 +38,11 @@ class Deliver(Section):
         "quality", description="title of the rejection note that replaced results get: 113001 or 113037 DCM"
     )
 
+    @model_validator(mode="after")
+    def _pauses(self) -> Deliver:
+        pauses_in_order(self, "first_retry_s", "max_retry_s")
+        return self
+
 
 class Commitment(Section):
     """[commitment]: storage commitment, asked of [[peers]] with `commitment = true` and given to peers."""
@@ -50,6 +55,11 @@ class Commitment(Section):
         5, ge=1, description="refused requests, or failed commitments to one object, before FAILED"
     )
     report_for_h: float = Field(72.0, gt=0, description="a peer that asked us and is away is told so long")
+
+    @model_validator(mode="after")
+    def _pauses(self) -> Commitment:
+        pauses_in_order(self, "ask_again_h", "max_ask_again_h")
+        return self
 
 
 class Fetch(Section):
@@ -66,6 +76,11 @@ class Fetch(Section):
     max_requests: int = Field(8, ge=1, description="rounds about one study while it collects")
     max_objects: int = Field(5000, ge=1, description="pulled of one study in one round")
     timeout_s: Seconds = Field(600.0, description="for each answer, that to a whole C-MOVE included")
+
+    @model_validator(mode="after")
+    def _pauses(self) -> Fetch:
+        pauses_in_order(self, "first_retry_s", "max_retry_s")
+        return self
 
 
 class Notify(Section):

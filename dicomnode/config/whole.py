@@ -168,8 +168,9 @@ def parse(data: dict[str, Any], source: str = "config.toml") -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
-        told = "\n".join(f"  {problem}" for problem in problems(error, data, Config))
-        raise ConfigurationError(f"{source} has {error.error_count()} problem(s):\n{told}") from None
+        told = problems(error, data, Config)
+        lines = "\n".join(f"  {problem}" for problem in told)
+        raise ConfigurationError(f"{source} has {len(told)} problem(s):\n{lines}") from None
 
 
 def with_engines(config: Config, engines: list[str]) -> Config:

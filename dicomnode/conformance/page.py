@@ -13,6 +13,8 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID
 
 from dicomnode.conformance.attributes import attributes
+from dicomnode.conformance.commitment import commitment
+from dicomnode.conformance.fetching import fetching
 from dicomnode.conformance.overview import environment, overview, sending
 from dicomnode.conformance.security import security
 from dicomnode.contexts import SOP_CLASSES, VERIFICATION, transfer_syntaxes
@@ -140,6 +142,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "attributes": attributes,
     "sending": sending,
     "query": query,
+    "fetching": fetching,
+    "commitment": commitment,
     "security": security,
     "environment": environment,
 }

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dicomnode.config import Receive, Tls
 from dicomnode.network import identity
 from dicomnode.network.listener import MAX_WAITING
-from dicomnode.network.messages import MAX_COMMAND_SET_BYTES, MAX_OTHER_MESSAGE_BYTES
+from dicomnode.network.messages import MAX_COMMAND_SET_BYTES, MAX_OTHER_MESSAGE_BYTES, MAX_WAITING_MESSAGES
+from dicomnode.network.transport import MAX_MISPLACED_REQUESTS
 from dicomnode.network.wire import MAX_PDU_BYTES
 from dicomnode.query.identifier import MAX_BYTES
 from dicomnode.query.objects import LARGEST_BYTES
+from dicomnode.reception.elements import MAX_DEPTH
 from dicomnode.tls import TLS_1_2_CIPHERS
 
 _TLS = """\
@@ -58,7 +60,8 @@ report on what it was asked itself it needs `commitment = true` |
 
 Presentation contexts of other services are refused with result 3 (abstract syntax not supported), and the log
 names the peer and what it asked for. A request whose class is not its presentation context's is answered with
-0x0122 (C-STORE: 0xA900), a command that is not of that class with 0x0211; the 17th ends the association.
+0x0122 (C-STORE: 0xA900), a command that is not of that class with 0x0211; number {misplaced} ends
+the association.
 Rights are not by patient or study: what a peer may see in part only, it should ask a PACS for.
 
 ### Limits
@@ -80,8 +83,9 @@ Rights are not by patient or study: what a peer may see in part only, it should 
 | an Identifier | {identifier} bytes | 0xC000 |
 | an object that is converted for a receiver | {converted} bytes, decoded | that sub-operation fails |
 | passwords that are being checked | {passwords} | A-ASSOCIATE-RJ 1, 1, 1 |
-| requests without waiting for answers; N-EVENT-REPORTs also on associations of the node's | 32 | A-ABORT |
-| nesting of sequences | 32 | 0xC000 |"""
+| requests without waiting for answers; N-EVENT-REPORTs also on associations of the node's \
+| {unread} | A-ABORT |
+| nesting of sequences | {depth} | 0xC000 |"""
 
 
 def security() -> str:
@@ -103,5 +107,8 @@ def security() -> str:
         command=f"{MAX_COMMAND_SET_BYTES:,}",
         identifier=f"{MAX_BYTES:,}",
         converted=f"{LARGEST_BYTES:,}",
+        misplaced=MAX_MISPLACED_REQUESTS + 1,
+        unread=MAX_WAITING_MESSAGES,
+        depth=MAX_DEPTH,
         passwords=identity.MAX_WAITING,
     )

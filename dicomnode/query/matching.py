@@ -133,7 +133,7 @@ def _date_test(value: str) -> Test:
 def _date(text: str) -> str:
     day = date(text.strip())
     if not day:
-        raise BadKey("it is no date and no range of dates")
+        raise BadKey("no date: write YYYYMMDD or YYYYMMDD-YYYYMMDD")
     return day
 
 
@@ -150,7 +150,7 @@ def _time_test(value: str) -> Between:
 def _time(text: str) -> tuple[str, str]:
     first, last = time_range(text)
     if not first:
-        raise BadKey("it is no time and no range of times")
+        raise BadKey("no time: write HHMMSS or HHMMSS-HHMMSS")
     return first, last
 
 

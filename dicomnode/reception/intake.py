@@ -63,7 +63,8 @@ class Intake:
         with self._lock:
             self._notes.append(note)
             if note.conflict_study_uid:
-                self._conflicts.setdefault(note.conflict_study_uid, note.reason)
+                kept = f"; set aside as {note.path}" if note.path else ""
+                self._conflicts.setdefault(note.conflict_study_uid, f"{note.reason}{kept}")
 
     def is_result(self, sop_instance_uid: str) -> bool:
         """Whether it is one of our own results. Raises LedgerUnavailable."""

@@ -26,7 +26,8 @@ import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dicomnode.claims import Claims, leave_alone
@@ -78,6 +79,18 @@ class Note:
     """The study whose object it contradicts; empty when it contradicts none."""
     path: str
     """Relative to data_dir; empty when the disk had no room for it."""
+
+    def to_json(self) -> str:
+        """The file's text: the fields, and two of them once more as people write them."""
+        moment = datetime.fromtimestamp(self.received_at, UTC)
+        told = {"answered": f"0x{self.status:04X}", "received": moment.isoformat(timespec="seconds")}
+        return json.dumps(told | asdict(self), indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Note:
+        """The note; what else the file holds is for people."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(text).items() if name in known})
 
 
 def free_bytes(folder: Path) -> int:
@@ -197,8 +210,7 @@ class Spool:
             try:
                 self._require_room(len(data))
                 _write(path, (file_meta(origin, data), data), self._part)
-                text = json.dumps(asdict(kept), indent=1, ensure_ascii=False)
-                _write(path.with_suffix(".json"), (text.encode(),), self._part)
+                _write(path.with_suffix(".json"), (kept.to_json().encode(),), self._part)
             except OSError:
                 return note, True
         return kept, True
@@ -206,7 +218,7 @@ class Spool:
     def notes(self) -> list[Note]:
         """What lies in quarantine."""
         paths = sorted(self._quarantine.glob("*.json"))
-        return [Note(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+        return [Note.from_json(path.read_text(encoding="utf-8")) for path in paths]
 
     def scan(self) -> dict[str, Path]:
         """At start: forget what was half written; SOP Instance UID → file of every accepted object."""

@@ -195,15 +195,16 @@ class StoreService:
         """Keep what is to be kept of a refused object, and say why."""
         answer = flaw.answer
         uid = origin.sop_instance_uid if is_valid_uid(origin.sop_instance_uid) else "an object without a UID"
-        log.warning("%s from %s refused with 0x%04X: %s", uid, origin.peer, answer.status, flaw.reason)
-        if answer.quarantined:
-            self._set_aside(flaw, origin, data)
+        path = self._set_aside(flaw, origin, data) if answer.quarantined else ""
+        reason = f"{flaw.reason}; set aside as {path}" if path else flaw.reason
+        log.warning("%s from %s refused with 0x%04X: %s", uid, origin.peer, answer.status, reason)
         status = Dataset()
         status.Status = answer.status
         status.ErrorComment = answer.sentence[:64]  # LO
         return status
 
-    def _set_aside(self, flaw: Flawed, origin: Origin, data: memoryview) -> None:
+    def _set_aside(self, flaw: Flawed, origin: Origin, data: memoryview) -> str:
+        """Keep it, with its reason. returns: its path relative to data_dir; empty where there is no room."""
         note = Note(
             defect=flaw.defect,
             reason=flaw.reason,
@@ -220,3 +221,4 @@ class StoreService:
         kept, is_new = self._spool.set_aside(note, origin, data)
         if is_new:
             self._intake.note(kept)
+        return kept.path

@@ -17,6 +17,7 @@ from dicomnode.__main__ import app, main
 from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.ledger import Ledger
 from dicomnode.lock import Lock
+from dicomnode.records import Quarantined
 from dicomnode.states import Event, State
 from tests import small_study
 from tests.dicomnode.results_on_disk import encoded_case, instance
@@ -153,13 +154,25 @@ def test_retry_takes_a_held_case_up_again(settings: Path, ledger: Ledger) -> Non
     assert ledger.case(1).state is State.COLLECTING
 
 
+def test_show_names_the_file_of_an_object_that_was_set_aside_in_one_piece(
+    settings: Path, ledger: Ledger
+) -> None:
+    ledger.add_instances([instance("1.2.3", 1)], 10.0)
+    path = f"quarantine/{'0123456789abcdef' * 4}.dcm"
+    item = Quarantined("1.1", "1.2.3", "CAMERA", "CUT_SHORT", "pixel data cut short", 0xC022, path, 3.0)
+    ledger.quarantine(item)
+    shown = told("show", "1", "--config", str(settings)).stdout
+    assert sum(line.endswith(f"  {path}") for line in shown.splitlines()) == 1
+    assert "0xC022" in shown
+
+
 def test_retry_of_a_computing_case_is_refused_in_a_sentence(settings: Path, ledger: Ledger) -> None:
     ledger.add_instances([instance("1.2.3", 1)], 10.0)
     for event in (Event.COMPLETE, Event.CLAIM):
         ledger.apply(1, event, 20.0)
     done = run("retry", "1", "--config", str(settings))
     assert done.returncode == 1
-    assert "a case in COMPUTING does not take the event RETRY. Wait until it has ended" in done.stderr
+    assert "a case that is COMPUTING cannot begin again. Wait until it has ended" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -28,9 +28,11 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from dicomnode.audit.trail import Audit
 from dicomnode.commitment.answer import Answerer
-from dicomnode.commitment.scp import CommitmentService, OpenAssociations
+from dicomnode.commitment.message import MOST_OBJECTS, Status
+from dicomnode.commitment.scp import MAX_UNANSWERED, CommitmentService, OpenAssociations
 from dicomnode.config import Audit as AuditSettings
 from dicomnode.config import Config, Peer, Receive, parse
+from dicomnode.conformance import commitment as commitment_section
 from dicomnode.ledger import Ledger
 from dicomnode.network.receive import Receiver
 from dicomnode.reception.intake import Intake
@@ -462,3 +464,10 @@ def test_when_the_ledger_does_not_answer_the_modality_hears_of_it(node: Node, tm
     (tmp_path / "ledger.sqlite3").rename(tmp_path / "gone")
     assert ask(node, request([(str(CTImageStorage), "1.2")])) == 0x0213
     (tmp_path / "gone").rename(tmp_path / "ledger.sqlite3")
+
+
+def test_the_conformance_page_tells_every_status_that_there_is() -> None:
+    page = commitment_section.commitment()
+    assert {status.name for status in Status if f"0x{status:04X}" not in page} == set()
+    assert f"{MOST_OBJECTS:,} objects" in page
+    assert f"{MAX_UNANSWERED:,} requests" in page

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,12 @@ def test_every_status_is_a_failure_with_a_sentence_that_fits() -> None:
     ("defect", "how", "dataset", "spoil"), BROKEN, ids=[f"{b[0]}-{b[1]}" for b in BROKEN]
 )
 def test_a_broken_object_gets_its_status_and_is_kept_with_its_reason(
-    tmp_path: Path, defect: Defect, how: str, dataset: Dataset, spoil: Callable[[bytes], bytes]
+    tmp_path: Path,
+    defect: Defect,
+    how: str,
+    dataset: Dataset,
+    spoil: Callable[[bytes], bytes],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Over a real association; nothing of it reaches the spool, the reason reaches disk and ledger."""
     uid = dataset.get("SOPInstanceUID", "1.2.3")
@@ -123,7 +129,11 @@ def test_a_broken_object_gets_its_status_and_is_kept_with_its_reason(
         assert kept.read_bytes().endswith(data)
         note = json.loads(kept.with_suffix(".json").read_text())
         assert (note["defect"], note["status"]) == (defect, TABLE[defect][0])
+        assert note["answered"] == f"0x{TABLE[defect][0]:04X}"
+        assert datetime.fromisoformat(note["received"]).timestamp() == int(note["received_at"])
         assert note["reason"].startswith(ANSWERS[defect].sentence)
+        (told,) = [r.getMessage() for r in caplog.records if "refused with" in r.getMessage()]
+        assert told.endswith(f"; set aside as {note['path']}")
         (row,) = node.ledger.quarantined(note["study_instance_uid"])
         assert (row.defect, row.path, row.peer) == (defect, note["path"], "SCANNER")
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.uid import Comprehensive3DSRStorage, RTDoseStorage
@@ -191,6 +192,59 @@ def test_a_dead_pacs_is_not_asked_for_every_case_that_waits(
     assert [ledger.case(c.id).state for c in cases] == [State.SENDING] + [State.ENCODED] * 5
     stage.tick(50.0)
     assert len(calls) == 2
+
+
+WEEK_S = 7 * 86400
+
+
+def test_a_week_without_pacs_loses_nothing_and_ends_without_a_storm(
+    ledger: Ledger, tmp_path: Path, down: StandinPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, calls, real = 0.0, [], deliver_module.send
+
+    def counted(*asked: Any) -> None:
+        calls.append(now)
+        real(*asked)
+
+    monkeypatch.setattr(deliver_module, "send", counted)
+    cases = [case_for(ledger, tmp_path, down, study=f"1.2.{n}") for n in range(3, 43)]
+    settings = Deliver(first_retry_s=30.0, max_retry_s=3600.0, give_up_after_h=0.0)
+    stage = deliverer(config_for(tmp_path, down, **settings.model_dump(exclude={"to", "timeout_s"})), ledger)
+    # Looked at often where pauses double and on the last day; each look costs the ledger's answer for forty.
+    first, days, last = range(30, 1000, 30), range(1800, 6 * 86400, 3600), range(6 * 86400, WEEK_S, 900)
+    for now in map(float, (*first, *days, *last)):
+        stage.tick(now)
+
+    # One call for all forty, and a pause that doubles; then one each hour.
+    assert [b - a for a, b in pairwise(calls)][:5] == [30.0, 60.0, 120.0, 240.0, 480.0]
+    assert all(3600 <= b - a <= 5400 for a, b in pairwise(calls[8:]))
+    assert 7 * 24 - 2 <= len(calls) <= 7 * 24 + 8
+    assert sum(case.attempts for case in ledger.cases()) == len(calls)
+    assert {case.state for case in ledger.cases()} <= {State.ENCODED, State.SENDING}
+    assert not ledger.cases(State.FAILED)
+
+    with down:
+        back, at_once = now, []
+        while ledger.cases(State.ENCODED) or ledger.cases(State.SENDING):
+            now, before = now + 60.0, down.associations
+            stage.tick(now)
+            at_once.append(down.associations - before)
+            assert now - back <= 2.2 * settings.max_retry_s
+        assert max(at_once) <= deliver_module.CASES_PER_TICK
+        assert sorted(down.received) == sorted(uid for case in cases for uid in uids(ledger, case))
+        assert down.associations == len(cases)
+    assert {d.tries for case in cases for d in rows(ledger, case)} == {1}
+
+
+def test_an_attempt_at_a_dead_pacs_is_one_line_of_the_log(
+    ledger: Ledger, tmp_path: Path, down: StandinPacs, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = case_for(ledger, tmp_path, down)
+    with caplog.at_level(logging.INFO, "dicomnode"):
+        deliverer(config_for(tmp_path, down, first_retry_s=30.0), ledger).tick(20.0)
+    (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("dicomnode")]
+    assert line.startswith("DOWN (DOWN at 127.0.0.1")
+    assert line.endswith(f"; tried again in 30 s; case {case.id} waits")
 
 
 def test_a_person_who_asks_to_resend_does_not_wait_for_the_pause_to_end(

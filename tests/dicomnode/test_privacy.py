@@ -136,6 +136,8 @@ def test_the_check_names_an_audit_file_and_certificates_that_cannot_be_used(tmp_
     audit |= {"syslog_host": "arr", "syslog_transport": "tls"}
     config = parse({"node": {"data_dir": str(tmp_path / "data")}, "audit": audit})
     found = {f.subject: f for f in check(config, network=False) if f.subject.startswith("[audit]")}
-    assert found["[audit] file"].level == "problem"
+    assert found["[audit] file"].level == "warning"
     assert "nowhere/audit.log cannot be written" in found["[audit] file"].text
     assert "ca.crt cannot be used" in found["[audit] ca, certificate, key"].text
+    # It is what the service runs before it starts, and a destination that fails stops nothing.
+    assert {f.level for f in found.values()} == {"warning"}

@@ -163,6 +163,17 @@ def test_what_a_value_representation_does_not_allow_is_refused(keyword: str, tex
         conditions(BY_KEYWORD[keyword], text)
 
 
+@pytest.mark.parametrize(
+    ("keyword", "form"),
+    [("PatientBirthDate", "YYYYMMDD or YYYYMMDD-YYYYMMDD"), ("StudyTime", "HHMMSS or HHMMSS-HHMMSS")],
+)
+def test_a_date_or_time_that_is_refused_is_told_its_form(keyword: str, form: str) -> None:
+    with pytest.raises(BadKey) as caught:
+        conditions(BY_KEYWORD[keyword], "yesterday")
+    assert form in str(caught.value)
+    assert len(f"{keyword}: {caught.value}") <= 64, "Error Comment is an LO"
+
+
 # ── against a matcher that is plain to see ───────────────────────────────────────────────────────
 
 

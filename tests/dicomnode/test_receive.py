@@ -293,6 +293,7 @@ def test_other_content_under_the_same_uid_is_refused_and_holds_the_case(
         assert next(iter(changes)) in node.ledger.case(case).conflict
         (row,) = node.ledger.quarantined(dataset.StudyInstanceUID)
         assert (row.defect, row.status) == ("OTHER_CONTENT", 0xC030)
+        assert node.ledger.case(case).conflict.endswith(f"; set aside as {row.path}")
         assert node.files[0].read_bytes().endswith(encoded(dataset)), "the first one stays"
 
 

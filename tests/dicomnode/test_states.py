@@ -35,7 +35,7 @@ def test_the_table_names_every_pair_once() -> None:
 def test_every_pair_leads_where_the_table_says(state: State, event: Event, expected: str) -> None:
     assert allows(state, event) == (expected != "-")
     if expected == "-":
-        with pytest.raises(IllegalTransition, match=f"{state} does not take the event {event}"):
+        with pytest.raises(IllegalTransition, match=f"a case that is {state} (does not take|cannot)"):
             advance(state, event)
     else:
         assert advance(state, event) is State(expected)
@@ -51,3 +51,21 @@ def test_every_state_but_done_can_be_left_without_a_new_object_or_by_a_person() 
             reached |= nexts
             frontier += nexts
         assert State.DONE in reached
+
+
+@pytest.mark.parametrize("event", [Event.RETRY, Event.RESEND])
+def test_a_command_that_is_refused_is_answered_without_names_of_the_table(event: Event) -> None:
+    refused = [state for state in State if not allows(state, event)]
+    assert refused
+    for state in refused:
+        with pytest.raises(IllegalTransition) as caught:
+            advance(state, event)
+        assert caught.value.remedy
+        assert event not in str(caught.value)
+
+
+def test_a_case_that_is_sent_to_a_destination_that_is_gone_can_be_helped() -> None:
+    with pytest.raises(IllegalTransition, match=r"reload.*dicomnode retry CASE --resend") as caught:
+        advance(State.SENDING, Event.RETRY)
+    assert "restart" not in caught.value.remedy
+    assert allows(State.SENDING, Event.RESEND)

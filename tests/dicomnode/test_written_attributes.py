@@ -9,8 +9,17 @@ from typing import Any
 
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.multival import MultiValue
 
-from dicomnode.conformance.attributes import ALWAYS, MAY_BE_EMPTY, NOT_ALWAYS, OBJECTS, WRITTEN
+from dicomnode.conformance.attributes import (
+    ALWAYS,
+    MAY_BE_EMPTY,
+    NOT_ALWAYS,
+    OBJECTS,
+    WRITTEN,
+    Written,
+    fixed,
+)
 from dicomnode.results import encode
 from dicomnode.results.findings import InstanceReference, Predecessor, ResultKind
 from dicomnode.results.header import _PATIENT_AND_STUDY
@@ -81,6 +90,65 @@ def test_every_attribute_that_is_named_is_written(written: list[tuple[str, Datas
                 name,
                 row.keyword,
             )
+
+
+def test_a_value_that_is_told_as_fixed_is_what_is_written(written: list[tuple[str, Dataset]]) -> None:
+    compared = set()
+    for row in WRITTEN:
+        for name, ds in written:
+            expected = fixed(row, name) if name in row.of else None
+            if expected is not None and row.keyword in ds:
+                assert _as_text(ds[row.keyword].value) == expected, (name, row.keyword)
+                compared.add(row.keyword)
+    assert compared > {
+        "Modality",
+        "BitsAllocated",
+        "DoseType",
+        "DoseSummationType",
+        "CompletionFlag",
+        "HighBit",
+    }
+
+
+def test_what_is_always_the_same_code_is_told_as_fixed(written: list[tuple[str, Dataset]]) -> None:
+    """VR CS is for words of the Standard's: one that nobody can configure is named."""
+    configured = {"DoseUnits", "PatientSex", "PatientIdentityRemoved", "SpecificCharacterSet", "ContentLabel"}
+    for row in WRITTEN:
+        for name, ds in written:
+            if name in row.of and row.keyword in ds and row.keyword not in configured:
+                element = ds[row.keyword]
+                if element.VR == "CS" and element.value:
+                    assert fixed(row, name) is not None, (name, row.keyword)
+
+
+def test_bits_follow_the_setting(tmp_path: Path) -> None:
+    for bits in (16, 32):
+        folder = tmp_path / str(bits)
+        folder.mkdir()
+        source = encode.uid_source("", STUDY)
+        for one in encode.encode(findings(), replace(SETTINGS, bits=bits), folder, NOW, source):
+            ds = dcmread(one.path)
+            if ds.Modality == "RTDOSE":
+                assert (ds.BitsAllocated, ds.BitsStored, ds.HighBit) == (bits, bits, bits - 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "expected"),
+    [
+        ("`MONOCHROME2`", "PM", "MONOCHROME2"),
+        ("SEG: `1`; RTDOSE: `[encode] bits`; PM: `32`", "PM", "32"),
+        ("SEG: `1`; RTDOSE: `[encode] bits`; PM: `32`", "RTDOSE", None),
+        ("SEG: `REGIONS`; PM: `A` or, of the uncertainty, `B`", "PM", None),
+        ("`[encode] dose_units`: `GY` or `RELATIVE`", "RTDOSE", None),
+        ("the CT's", "SEG", None),
+    ],
+)
+def test_what_is_fixed_is_read_off_the_text(value: str, name: str, expected: str | None) -> None:
+    assert fixed(Written("Modality", OBJECTS, ALWAYS, value), name) == expected
+
+
+def _as_text(value: Any) -> str:
+    return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
 
 
 def test_the_table_is_sound() -> None:
