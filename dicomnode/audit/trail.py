@@ -161,7 +161,7 @@ class Audit:
         for (group, sop_class), count in sorted(counts.items(), key=lambda item: item[0][1]):
             studies.setdefault(group, []).append((sop_class, count))
         for group, instances in studies.items():
-            why = "" if group.outcome is Outcome.SUCCESS else "refused; the log names object and reason"
+            why = "" if group.outcome is Outcome.SUCCESS else "not taken; the log names object and reason"
             event = Event(m.INSTANCES_TRANSFERRED, group.action, self._clock(), group.outcome, None, why)
             source = _other(group.party, m.SOURCE_ROLE, is_requestor=not group.we_asked)
             self._tell(

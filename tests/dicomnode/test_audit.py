@@ -32,6 +32,7 @@ from dicomnode.config import Tls
 from dicomnode.records import Belonging
 from tests.certificates import Authority
 from tests.dicomnode.modality import association, ct_slice, encoded, running_node, send
+from tests.dicomnode.raw_peer import ASSOCIATE_AC, COMMAND, DATA, LAST, pdu, pdv, raw_peer, store_rq
 
 AT = 1_700_000_000.25
 CT, NM = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.20"
@@ -617,6 +618,21 @@ def test_an_association_is_told_of_when_it_has_ended_however_it_ended(tmp_path: 
     source = released.find("ActiveParticipant")
     assert source is not None
     assert source.get("NetworkAccessPointID") == "127.0.0.1"
+
+
+def test_an_object_that_came_in_part_only_is_told_of(tmp_path: Path) -> None:
+    """The node names its study where that much has come."""
+    trail, dataset = Trail(tmp_path), ct_slice()
+    with running_node(tmp_path / "data", audit=trail.audit) as node, raw_peer(node.port) as peer:
+        assert peer.associate() == ASSOCIATE_AC
+        peer.send(pdu(DATA, pdv(1, COMMAND | LAST, store_rq(str(dataset.SOPInstanceUID)))))
+        peer.send(pdu(DATA, pdv(1, 0, encoded(dataset)[:-8])))
+        peer.socket.shutdown(socket.SHUT_WR)
+        assert peer.last() == 0, "the node closes too"
+    (told,) = trail.messages()
+    assert (codes(told)["EventID"], codes(told)["EventOutcomeIndicator"]) == ("110104", "4")
+    assert instances(told) == {CT: "1"}
+    assert objects(told)["110180"] == dataset.StudyInstanceUID
 
 
 def test_who_shows_no_certificate_is_a_security_alert(tmp_path: Path) -> None:
