@@ -287,8 +287,9 @@ class Receiver:
         if refusal is not None:
             reason, code = refusal
             log.warning("association from %s rejected: %s", where, reason)
-            if code not in (_LIMIT_EXCEEDED, _TEMPORARY):
-                self._audit.refused(Party(calling, assoc.requestor.address or ""), reason)
+            no_room = code in (_LIMIT_EXCEEDED, _TEMPORARY)
+            tell = self._audit.turned_away if no_room else self._audit.refused
+            tell(Party(calling, assoc.requestor.address or ""), reason)
             assoc.acse.send_reject(*code)
             assoc.kill()
             return
