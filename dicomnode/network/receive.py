@@ -333,7 +333,8 @@ class Receiver:
     ) -> None:
         """One line for what a peer asked and may not; what nobody may is no news."""
         accepted = {context.abstract_syntax for context in contexts}
-        asked = {context.abstract_syntax for context in assoc.requestor.requested_contexts} - accepted
+        proposed = {context.abstract_syntax for context in assoc.requestor.requested_contexts}
+        asked = proposed - accepted
         as_scp = {uid for uid, item in assoc.requestor.role_selection.items() if item.scp_role}
         rights: dict[str, set[str]] = {}
         offered: set[object] = set()
@@ -354,4 +355,6 @@ class Receiver:
             classes = sorted(UID(str(uid)).name for uid in unknown)
             more = f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else ""
             said = ", ".join(classes[:_NAMED]) + more
-            log.info("%s asked for what the node does not offer: %s", where, said)
+            # storescu proposes every class there is, whatever it sends.
+            level = logging.DEBUG if proposed & accepted else logging.INFO
+            log.log(level, "%s asked for what the node does not offer: %s", where, said)
