@@ -69,7 +69,8 @@ class Database:
     @property
     def where(self) -> str:
         """The database's URL, without the password."""
-        return self._decisions.url.render_as_string(hide_password=True)
+        url = self._decisions.url
+        return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
 
     def probe(self) -> None:
         """Raises LedgerUnavailable when the database does not answer."""

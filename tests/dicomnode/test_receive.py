@@ -21,6 +21,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEGLSLossless,
     RLELossless,
+    RTDoseStorage,
     RTStructureSetStorage,
     generate_uid,
 )
@@ -356,7 +357,7 @@ def test_our_own_result_is_accepted_and_touches_nothing(
     """A PACS that forwards everything sends our results back to us."""
     monkeypatch.setattr(Intake, "is_result", lambda *_: True)
     with running_node(tmp_path) as node:
-        assert store(node, ct_slice(SOPClassUID=RTStructureSetStorage)) == 0
+        assert store(node, ct_slice(SOPClassUID=RTDoseStorage)) == 0
         assert (node.files, node.kept, node.intake.flush(NOW)) == ([], [], set())
 
 
