@@ -19,7 +19,9 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    KeyObjectSelectionDocumentStorage,
     NuclearMedicineImageStorage,
+    ParametricMapStorage,
     PositronEmissionTomographyImageStorage,
     RadiopharmaceuticalRadiationDoseSRStorage,
     RTDoseStorage,
@@ -63,10 +65,17 @@ SOP_CLASSES = (
     Comprehensive3DSRStorage,
     RadiopharmaceuticalRadiationDoseSRStorage,
 )
-# The node never makes objects of these classes: one of them is never a result that comes back.
-NEVER_RESULTS = frozenset(
-    {CTImageStorage, NuclearMedicineImageStorage, PositronEmissionTomographyImageStorage}
+# What the node makes and sends by itself.
+RESULT_CLASSES = (
+    SegmentationStorage,
+    RTDoseStorage,
+    ParametricMapStorage,
+    Comprehensive3DSRStorage,
+    EnhancedSRStorage,
+    KeyObjectSelectionDocumentStorage,
 )
+# An object of these classes is never a result of ours that comes back.
+NEVER_RESULTS = frozenset(SOP_CLASSES) - frozenset(RESULT_CLASSES)
 _WITH_PIXELS = frozenset({*IMAGE_CLASSES, RTDoseStorage})
 
 # The first that the peer proposes too is agreed upon: least work for both sides first.

@@ -36,13 +36,14 @@ from dicomnode.computing.job import Job, Outcome
 from dicomnode.config import Config
 from dicomnode.deliver import Deliverer
 from dicomnode.durable import sync_folder
-from dicomnode.errors import ConfigurationError, LedgerUnavailable
+from dicomnode.errors import ConfigurationError, LedgerUnavailable, RowRefused
 from dicomnode.fetch import Fetcher
 from dicomnode.ledger import Ledger
 from dicomnode.lock import Lock
 from dicomnode.network.receive import Receiver
 from dicomnode.network.service import Service
 from dicomnode.notify import Notifier
+from dicomnode.outage import Outage
 from dicomnode.privacy import FOLDER_MODE, UMASK
 from dicomnode.query.find import FindService
 from dicomnode.query.indexer import Indexer
@@ -80,6 +81,7 @@ class Daemon:
             config.node.data_dir, int(config.receive.min_free_gb * 1e9), node=config.node.name
         )
         self.intake = Intake(self._spool, self.ledger)
+        self._outage = Outage(self.ledger.where, self.ledger.probe, self.intake.waiting)
         self._audit = Audit(config.audit, config.node.ae_title, clock)
         self._asked_over = OpenAssociations()
         self._reports = self._new_reports()
@@ -222,9 +224,15 @@ class Daemon:
 
     def _stages(self) -> tuple[Callable[[float], object], ...]:
         if "work" not in self.config.node.roles:
-            return (self.intake.flush,)
+            return (self._register,)
         working = map(self._work.of, self._working_stages())
-        return (self._jumps.tick, self.intake.flush, self._work.tick, *working)
+        return (self._jumps.tick, self._register, self._work.tick, *working)
+
+    def _register(self, now: float) -> None:
+        """Tell the ledger what was received. Raises LedgerUnavailable, for whoever ticks."""
+        self.intake.flush(now)
+        if self.intake.kept_by is not None:
+            raise self.intake.kept_by
 
     def _working_stages(self) -> tuple[Callable[[float], object], ...]:
         """What one node at a time does of those that share a ledger."""
@@ -256,7 +264,10 @@ class Daemon:
         )
         for stage in stages:
             scheduler.add_job(
-                guarded, "interval", args=(stage, self._clock), seconds=self.config.assemble.tick_s
+                guarded,
+                "interval",
+                args=(stage, self._clock, self._outage),
+                seconds=self.config.assemble.tick_s,
             )
         scheduler.add_job(watchdog.alive, "interval", seconds=watchdog.interval_s())
         return scheduler
@@ -314,15 +325,18 @@ def prepare_data_dir(config: Config) -> None:
         ) from None
 
 
-def guarded(stage: Callable[[float], object], clock: Clock) -> None:
+def guarded(stage: Callable[[float], object], clock: Clock, outage: Outage) -> None:
     """A stage's tick: the worker's loop is where a broad except stands."""
     try:
         stage(clock())
     except LedgerUnavailable as error:
-        # Every stage says so at every tick: no traceback.
-        log.error("%s: %s; it is tried again at the next tick", _name(stage), error)
+        if not isinstance(error, RowRefused):
+            outage.failed(_name(stage), error)
+            return
+        log.error("%s; it is tried again at the next tick", error)
     except Exception:
         log.exception("%s failed; it is tried again at the next tick", _name(stage))
+    outage.ended_without(_name(stage))
 
 
 def _name(stage: Callable[[float], object]) -> str:

@@ -22,6 +22,7 @@ PEER_PROGRAMS = {
     "movescu": "dcmtk",
     "getscu": "dcmtk",
     "echoscu": "dcmtk",
+    "termscu": "dcmtk",
     "dcmqrscp": "dcmtk",
     "storescp": "dcmtk",
     "dcmdump": "dcmtk",
@@ -30,6 +31,8 @@ PEER_PROGRAMS = {
     "dciodvfy": "dicom3tools",
     "gdcminfo": "libgdcm-tools",
     "openssl": "openssl",
+    "node": "nodejs",
+    "npm": "npm",
 }
 
 

@@ -31,6 +31,7 @@ from dicomnode.audit.syslog import (
     UdpSink,
     header,
 )
+from dicomnode.audit.turned_away import TurnedAway
 from dicomnode.config import Audit as Settings
 from dicomnode.contexts import STUDY_ROOT_FIND
 from dicomnode.records import Belonging
@@ -85,6 +86,7 @@ class Audit:
         self._source = Source(settings.source_id or f"{ae_title}@{self._host}", settings.site_id)
         self._senders = [Sender(sink) for sink in _sinks(settings)]
         self._received: dict[object, Counter[tuple[_Group, str]]] = {}
+        self._turned_away = TurnedAway()
         self._lock = threading.Lock()
 
     @property
@@ -104,6 +106,7 @@ class Audit:
             open_ones = list(self._received)
         for association in open_ones:
             self.ended(association)
+        self._tell_counted(float("inf"))
         self._application(m.APPLICATION_STOP)
         for sender in self._senders:
             sender.stop(STOP_TIMEOUT_S)
@@ -120,7 +123,22 @@ class Audit:
         restricted: a peer that is known asked for what it has no right to; else who it is was in doubt.
         """
         kind = m.RESTRICTED_FUNCTION if restricted else m.NODE_AUTHENTICATION
-        outcome = Outcome.MINOR_FAILURE if restricted else Outcome.SERIOUS_FAILURE
+        self._alert(party, reason, kind, Outcome.MINOR_FAILURE if restricted else Outcome.SERIOUS_FAILURE)
+
+    def turned_away(self, party: Party, reason: str) -> None:
+        """An association was refused because the node has no room for it or is stopping (A.5.3.11).
+
+        The first of an address at once; those of the next minute are counted, in one message.
+        """
+        self._tell_counted(self._clock())
+        if self._turned_away.is_first(party, reason, self._clock()):
+            self._alert(party, reason, m.NODE_AUTHENTICATION, Outcome.MINOR_FAILURE)
+
+    def _tell_counted(self, now: float) -> None:
+        for party, reason in self._turned_away.over(now):
+            self._alert(party, reason, m.NODE_AUTHENTICATION, Outcome.MINOR_FAILURE)
+
+    def _alert(self, party: Party, reason: str, kind: m.Code, outcome: Outcome) -> None:
         event = Event(m.SECURITY_ALERT, Action.EXECUTE, self._clock(), outcome, kind, reason)
         reporting = self._ourselves(None, is_requestor=True)
         self._tell(event, [reporting, _other(party)], alert=party.address or party.ae_title)
@@ -161,7 +179,7 @@ class Audit:
         for (group, sop_class), count in sorted(counts.items(), key=lambda item: item[0][1]):
             studies.setdefault(group, []).append((sop_class, count))
         for group, instances in studies.items():
-            why = "" if group.outcome is Outcome.SUCCESS else "refused; the log names object and reason"
+            why = "" if group.outcome is Outcome.SUCCESS else "not taken; the log names object and reason"
             event = Event(m.INSTANCES_TRANSFERRED, group.action, self._clock(), group.outcome, None, why)
             source = _other(group.party, m.SOURCE_ROLE, is_requestor=not group.we_asked)
             self._tell(
@@ -346,6 +364,7 @@ class Audit:
     ) -> None:
         if not self._senders:
             return
+        self._tell_counted(self._clock())
         text = message(
             event,
             participants,

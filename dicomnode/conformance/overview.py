@@ -4,32 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pydicom.uid import (
-    UID,
-    Comprehensive3DSRStorage,
-    EnhancedSRStorage,
-    KeyObjectSelectionDocumentStorage,
-    ParametricMapStorage,
-    RTDoseStorage,
-    SegmentationStorage,
-)
+from pydicom.uid import UID
 
 from dicomnode import __version__
 from dicomnode.commands.check import PROPOSED_FOR_COMMITMENT, PROPOSED_FOR_FETCH
 from dicomnode.config import Deliver, Node, Receive, Tls
-from dicomnode.contexts import FIND_MODELS, GET_MODELS, MOVE_MODELS, PUSH_MODEL, SOP_CLASSES, VERIFICATION
+from dicomnode.contexts import (
+    FIND_MODELS,
+    GET_MODELS,
+    MOVE_MODELS,
+    PUSH_MODEL,
+    RESULT_CLASSES,
+    SOP_CLASSES,
+    VERIFICATION,
+)
 from dicomnode.network.send import LARGEST_PDU_BYTES, STORED
 from dicomnode.query.retrieve import RETRIEVED_CLASSES
 
-# What the node makes and sends by itself.
-RESULT_CLASSES = (
-    SegmentationStorage,
-    RTDoseStorage,
-    ParametricMapStorage,
-    Comprehensive3DSRStorage,
-    EnhancedSRStorage,
-    KeyObjectSelectionDocumentStorage,
-)
 _ASKED_FOR = frozenset(uid for uids in PROPOSED_FOR_FETCH.values() for uid in uids)
 
 _OVERVIEW = """\

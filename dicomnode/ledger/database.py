@@ -66,6 +66,17 @@ class Database:
             raise
         return database
 
+    @property
+    def where(self) -> str:
+        """The database's URL, without the password."""
+        url = self._decisions.url
+        return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
+
+    def probe(self) -> None:
+        """Raises LedgerUnavailable when the database does not answer."""
+        with self._read() as connection:
+            connection.exec_driver_sql("SELECT id FROM cases LIMIT 1")
+
     def close(self) -> None:
         """Let go of every connection, and of the work."""
         if self._work is not None:
@@ -135,7 +146,8 @@ def _in_our_words(error: SQLAlchemyError) -> LedgerUnavailable:
         return _refused(error)
     if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError):
         return LedgerUnavailable(
-            f"the ledger does not answer: {getattr(error, 'orig', error)}",
+            # PostgreSQL's driver answers in several lines.
+            f"the ledger does not answer: {' '.join(str(getattr(error, 'orig', error)).split())}",
             "Check [node] database_url; the disk and its rights, or the database server and the way to it",
         )
     # SQLite's driver raises exactly this class for a file that is damaged or is no database.

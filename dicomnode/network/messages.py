@@ -100,7 +100,7 @@ class DIMSE(DIMSEServiceProvider):
         self.msg_queue = Messages(assoc)
         self._limits = limits
         self._store: C_STORE | None = None
-        self._store_context = 0
+        self._store_context = self._store_bytes = 0
         self._other_bytes = self._command_bytes = 0
         self._begun_s: float | None = None
         self._last_s = 0.0
@@ -116,9 +116,28 @@ class DIMSE(DIMSEServiceProvider):
             return f"a message of more than {self._limits.message_s:g} s ([receive] message_timeout_s)"
         return ""
 
+    @property
+    def under_way(self) -> C_STORE | None:
+        """The C-STORE request whose data set has come in part."""
+        return self._store
+
+    @property
+    def context_under_way(self) -> int:
+        """Its presentation context's ID."""
+        return self._store_context
+
+    def in_part(self) -> str:
+        """What has come in part, and how much of it; empty between messages."""
+        if self._store is not None:
+            return f"{self._store.AffectedSOPInstanceUID} came in part only, {self._store_bytes} bytes of it"
+        if self.message is not None:
+            return f"a message came in part only, {self._other_bytes} bytes of it"
+        return ""
+
     def forget(self) -> None:
         """Let go of a message that will not be finished."""
         self._begun_s = None
+        self.message = None
         if self._store is not None:
             close_data_set(self._store)
             self._store = None
@@ -175,11 +194,12 @@ class DIMSE(DIMSEServiceProvider):
             if self._store is None:
                 return False
             self._store.DataSet = self._limits.data_set()
+            self._store_bytes = 0
             return True
         if control & 1 or context_id != self._store_context:
             raise ValueError("a command or another context's data came in the middle of a data set")
         data = cast(BytesIO, self._store.DataSet)
-        data.write(fragment[1:])
+        self._store_bytes += data.write(fragment[1:])
         if control & 2:
             request, self._store = self._store, None
             self.msg_queue.put((context_id, request))

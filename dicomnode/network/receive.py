@@ -287,8 +287,9 @@ class Receiver:
         if refusal is not None:
             reason, code = refusal
             log.warning("association from %s rejected: %s", where, reason)
-            if code not in (_LIMIT_EXCEEDED, _TEMPORARY):
-                self._audit.refused(Party(calling, assoc.requestor.address or ""), reason)
+            no_room = code in (_LIMIT_EXCEEDED, _TEMPORARY)
+            tell = self._audit.turned_away if no_room else self._audit.refused
+            tell(Party(calling, assoc.requestor.address or ""), reason)
             assoc.acse.send_reject(*code)
             assoc.kill()
             return
@@ -332,7 +333,8 @@ class Receiver:
     ) -> None:
         """One line for what a peer asked and may not; what nobody may is no news."""
         accepted = {context.abstract_syntax for context in contexts}
-        asked = {context.abstract_syntax for context in assoc.requestor.requested_contexts} - accepted
+        proposed = {context.abstract_syntax for context in assoc.requestor.requested_contexts}
+        asked = proposed - accepted
         as_scp = {uid for uid, item in assoc.requestor.role_selection.items() if item.scp_role}
         rights: dict[str, set[str]] = {}
         offered: set[object] = set()
@@ -353,4 +355,6 @@ class Receiver:
             classes = sorted(UID(str(uid)).name for uid in unknown)
             more = f" and {len(classes) - _NAMED} more" if len(classes) > _NAMED else ""
             said = ", ".join(classes[:_NAMED]) + more
-            log.info("%s asked for what the node does not offer: %s", where, said)
+            # storescu proposes every class there is, whatever it sends.
+            level = logging.DEBUG if proposed & accepted else logging.INFO
+            log.log(level, "%s asked for what the node does not offer: %s", where, said)

@@ -22,7 +22,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
@@ -37,6 +37,7 @@ from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import ThreadedAssociationServer
 
+from dicomnode.audit.trail import Party
 from dicomnode.network.command_set import P_DATA_TF, c_store_rsp
 from dicomnode.network.messages import DIMSE, IDLE_S, INVALID_PDU, Limits, close_data_set, misplaced
 from dicomnode.network.wire import (
@@ -50,6 +51,11 @@ from dicomnode.network.wire import (
     Wire,
     read_through,
 )
+from dicomnode.reception.defects import Flawed
+from dicomnode.reception.header import study_instance_uid
+
+if TYPE_CHECKING:
+    from dicomnode.network.listener import Server
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +66,8 @@ _config.LOG_HANDLER_LEVEL = "none"
 
 # PDUs that wait to be sent, of at most 128 KiB each.
 _WINDOW_PDUS = 8
+# PS3.8 table 9-8: PDUs that end the association.
+_ENDS = {"Evt12": "it released the association", "Evt16": "it aborted the association"}
 _SERVICE_PROVIDER = 2  # PS3.8 table 9-26: who aborts
 # Requests that do not belong to their presentation context; each is a line in the log.
 MAX_MISPLACED_REQUESTS = 16
@@ -107,6 +115,7 @@ class _DUL(DULServiceProvider):
         self.daemon = True
         self._run_loop_delay = 0  # `wait` sleeps, and only when there is nothing to do
         self._abort_reason: int | None = None
+        self._has_told = False
         self._rope, self._bell = socket.socketpair()
         self._rope.setblocking(False)
         self.to_provider_queue = _Outgoing(self)
@@ -136,7 +145,7 @@ class _DUL(DULServiceProvider):
             super().run_reactor()
         except Exception as error:  # noqa: BLE001 - it ends the thread
             # pynetdicom's own, of what a peer has sent, or of an answer to one that has just gone.
-            log.warning("%s at %s: the association broke: %s", *_name(self.assoc), error)
+            self._tell(f"the association broke: {error}")
             self.assoc.is_aborted, self.assoc.is_established = True, False
             self.assoc._kill = True
         finally:
@@ -144,6 +153,7 @@ class _DUL(DULServiceProvider):
                 self.socket.close()
             self._rope.close()
             self._bell.close()
+            self._tell("the association ended", between_messages=False)
             cast(DIMSE, self.assoc.dimse).forget()
             self.to_user_queue.put(None)
 
@@ -164,8 +174,7 @@ class _DUL(DULServiceProvider):
             self.give_up(str(error), error.abort_reason)
             return
         except OSError as error:
-            if str(error):
-                log.warning("%s at %s: %s", *_name(self.assoc), error)
+            self._tell(_why_it_ended(error), between_messages=bool(str(error)))
             self.event_queue.put(CONNECTION_CLOSED)
             return
         try:
@@ -174,6 +183,8 @@ class _DUL(DULServiceProvider):
             else:
                 decoded, event = self._decode_pdu(bytearray(pdu))
                 read_through(decoded)
+                if event in _ENDS:
+                    self._tell(_ENDS[event], between_messages=False)
                 self.event_queue.put(event)
                 self._recv_pdu.put(decoded)
         except Exception as error:  # noqa: BLE001 - decoders raise whatever the bytes lead to
@@ -183,8 +194,7 @@ class _DUL(DULServiceProvider):
         """Whether the peer has been silent for too long; told once, it ends the association."""
         expired = bool(super().idle_timer_expired())
         if expired:
-            text = "%s at %s: silent for %g s ([receive] network_timeout_s): aborted"
-            log.warning(text, *_name(self.assoc), self.network_timeout)
+            self._tell(f"silent for {self.network_timeout:g} s ([receive] network_timeout_s): aborted")
         return expired
 
     def _process_recv_primitive(self) -> bool:
@@ -198,10 +208,24 @@ class _DUL(DULServiceProvider):
 
     def give_up(self, reason: str, abort_reason: int = NOT_SPECIFIED) -> None:
         """Abort the association: the peer does not speak as it must. abort_reason: PS3.8 table 9-26."""
-        log.warning("%s at %s: %s: aborted", *_name(self.assoc), reason)
+        self._tell(f"{reason}: aborted")
         self._abort_reason = abort_reason
         cast(DIMSE, self.assoc.dimse).forget()
         self.event_queue.put(INVALID_PDU)
+
+    def _tell(self, reason: str, *, between_messages: bool = True) -> None:
+        """One line: who, why, and which object came in part only.
+
+        between_messages: whether it is told of where there is no such object.
+        """
+        assoc = cast(AcceptedAssociation, self.assoc)
+        in_part = assoc.dimse.in_part()
+        if in_part and not self._has_told:
+            self._has_told = True
+            log.warning("%s at %s: %s; %s", *_name(assoc), reason, in_part)
+            assoc.came_in_part()
+        elif between_messages:
+            log.warning("%s at %s: %s", *_name(assoc), reason)
 
     def _send(self, pdu: Any) -> None:
         """Also why an association is aborted, which pynetdicom leaves open (PS3.8 table 9-26)."""
@@ -210,7 +234,7 @@ class _DUL(DULServiceProvider):
                 pdu.source, pdu.reason_diagnostic = _SERVICE_PROVIDER, self._abort_reason
             elif (pdu.source, pdu.reason_diagnostic) == (_SERVICE_PROVIDER, NOT_SPECIFIED):
                 # Action AA-8 without a word of ours: a PDU that its state has no place for.
-                log.warning("%s at %s: it sent a PDU out of turn: aborted", *_name(self.assoc))
+                self._tell("it sent a PDU out of turn: aborted")
                 pdu.reason_diagnostic = UNEXPECTED_PDU
         super()._send(pdu)
 
@@ -282,6 +306,19 @@ class AcceptedAssociation(Association):
         finally:
             close_data_set(request)
         return True
+
+    def came_in_part(self) -> None:
+        """Tell the audit trail of an object whose end will not come."""
+        request, audit = self.dimse.under_way, cast("Server", self._server).audit
+        if request is None or not audit.is_kept:
+            return
+        context = self._accepted_cx.get(self.dimse.context_under_way)
+        study = ""
+        if context is not None and request.DataSet is not None:
+            with contextlib.suppress(Flawed), request.DataSet.getbuffer() as data:
+                study = study_instance_uid(data, str(context.transfer_syntax[0]))
+        sop_class = str(request.AffectedSOPClassUID)
+        audit.received(self, Party.calling(self), study, "", sop_class, stored=False)
 
     def run_reactor(self) -> None:
         """As pynetdicom's; an error of ours ends the association and not only its thread."""
@@ -362,6 +399,13 @@ def _p_data(content: memoryview) -> P_DATA:
         primitive.presentation_data_value_list.append((context_id, fragment))
         content = content[4 + length :]
     return primitive
+
+
+def _why_it_ended(error: OSError) -> str:
+    """In words, of an error that may have none: the end of the connection."""
+    if isinstance(error, ConnectionResetError):
+        return "it reset the connection"
+    return str(error) or "it closed the connection"
 
 
 def _name(assoc: Association) -> tuple[str, str]:

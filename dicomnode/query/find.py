@@ -78,18 +78,18 @@ class FindService:
         """Answer a request, whatever happens."""
         replies = Replies(event)
         peer = event.assoc.requestor.ae_title.strip()
-        self._tell(event)
         with refusing(replies, event, without_ledger=OUT_OF_RESOURCES):
             query = self._understood(event)
             numbers = self._numbers(query)
             log.info("%s queried level %s: %d matches", peer, query.level, len(numbers))
             replies.send(replies.answer(self._matches(event, replies, query, numbers)))
+        self._tell(event, replies.failure)
 
-    def _tell(self, event: evt.Event) -> None:
+    def _tell(self, event: evt.Event, failure: str) -> None:
         request = cast(C_FIND, event.request)
         asked = b"" if request.Identifier is None else request.Identifier.getvalue()[:MAX_BYTES]
         model, syntax = str(request.AffectedSOPClassUID), str(event.context.transfer_syntax)
-        self._audit.queried(Party.calling(event.assoc), None, model, syntax, asked)
+        self._audit.queried(Party.calling(event.assoc), None, model, syntax, asked, failure=failure)
 
     def _understood(self, event: evt.Event) -> Query:
         request = cast(C_FIND, event.request)

@@ -28,6 +28,8 @@ class Replies:
         self.assoc = event.assoc
         self.context_id = int(event.context.context_id or 0)
         self.request: Any = event.request
+        self.failure = ""
+        """Why the request was refused; empty when it was not."""
 
     def answer(self, status: int) -> Any:
         """A response, to be filled in and sent."""
@@ -44,6 +46,7 @@ class Replies:
 
     def refuse(self, refused: Refused) -> None:
         """The failure, with what the peer's log should say of it (PS3.7 C.5)."""
+        self.failure = f"refused with 0x{refused.status:04X}: {refused.comment}"
         answer = self.answer(refused.status)
         answer.ErrorComment = refused.comment[:64]  # LO
         if refused.offending is not None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 from pydicom.uid import UID
 from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
@@ -76,6 +76,8 @@ class Header:
     accession_number: str
     attributes: Mapping[str, str]
     """By keyword: what the index keeps of it, where it has a value."""
+    unknown_character_set: str = ""
+    """Its Specific Character Set, where that is not one of the Standard's."""
 
 
 def is_valid_uid(text: str) -> bool:
@@ -215,7 +217,14 @@ def _header(values: Mapping[int, bytes], little: bool) -> Header:
         attributes.get("IssuerOfPatientID", ""),
         attributes.get("AccessionNumber", ""),
         attributes,
+        _unknown_character_set(values),
     )
+
+
+def _unknown_character_set(values: Mapping[int, bytes]) -> str:
+    name = _ascii(values, _CHARACTER_SET)
+    # PS3.3 C.12.1.1.2
+    return "" if all(one.strip() in python_encoding for one in name.split("\\")) else name
 
 
 def _attributes(values: Mapping[int, bytes], encodings: list[str], little: bool) -> dict[str, str]:

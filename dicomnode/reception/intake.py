@@ -44,6 +44,12 @@ class Intake:
         self._lacking: dict[tuple[str, str], dict[str, str]] = {}
         # SOP Instance UIDs of those that waited already when this node started, or came again.
         self._old: set[str] = set()
+        self.kept_by: LedgerUnavailable | None = None
+        """Why the last `flush` could not tell the ledger everything."""
+
+    def waiting(self) -> int:
+        """How many objects the ledger has not heard of."""
+        return len(self._instances)
 
     def add(self, instance: Instance) -> None:
         """An object is durable and about to be acknowledged."""
@@ -73,7 +79,8 @@ class Intake:
     def flush(self, now: float) -> set[int]:
         """Tell the ledger. returns: ids of the cases that got new objects.
 
-        What the ledger does not take now is kept for the next call; nothing is raised for it.
+        What the ledger does not take now is kept for the next call; nothing is raised for it: `kept_by`
+        says why.
         """
         touched: set[int] = set()
         with self._flushing:
@@ -84,8 +91,10 @@ class Intake:
                 self._flush_lacking(now)
                 self._flush_conflicts(now)
                 self._flush_notes()
+                self.kept_by = None
             except LedgerUnavailable as error:
-                log.error("%d received objects wait for the ledger: %s", len(self._instances), error)
+                self.kept_by = error
+                log.debug("%d received objects wait for the ledger: %s", len(self._instances), error)
         return touched
 
     def recover(self, now: float) -> set[int]:

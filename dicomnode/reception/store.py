@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+from weakref import WeakKeyDictionary
 
 from pydicom.dataset import Dataset
 from pynetdicom import evt
@@ -71,6 +72,8 @@ class StoreService:
         self._clock = clock
         self._audit = audit
         self._stopping = False
+        # What was warned of over an association is not said again over it.
+        self._doubted: WeakKeyDictionary[Association, frozenset[str]] = WeakKeyDictionary()
 
     @property
     def right(self) -> Right:
@@ -124,7 +127,17 @@ class StoreService:
                 self._tell_refused(event, origin, data)
                 return self._refuse(Flawed(Defect.INTERNAL, type(error).__name__), origin, data)
         self._tell_taken(event, peer, taken)
+        if taken.header.unknown_character_set:
+            self._doubt(event.assoc, peer, taken.header)
         return _SUCCESS
+
+    def _doubt(self, assoc: Association, peer: str, header: Header) -> None:
+        """Names that nobody can read for certain are accepted, with one line for each character set."""
+        doubted, name = self._doubted.get(assoc, frozenset()), header.unknown_character_set
+        if name not in doubted:
+            self._doubted[assoc] = doubted | {name}
+            text = "%s from %s has the Specific Character Set %r, which is unknown: names may be read wrongly"
+            log.warning(text, header.sop_instance_uid, peer, name)
 
     def _tell_taken(self, event: Event, peer: str, taken: _Taken) -> None:
         header, action = taken.header, Action.CREATE if taken.is_new else Action.READ

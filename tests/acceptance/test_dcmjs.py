@@ -1,7 +1,8 @@
 """A third DICOM implementation as client of the running node: dcmjs-dimse, over plain TCP and over TLS.
 
 It shares no code with DCMTK or pynetdicom. npm installs it, as package-lock.json has it, into a cache of
-the user's; where neither the cache nor a registry has it, these tests are skipped with the reason.
+the user's; where neither the cache nor a registry has it, these tests are skipped with the reason. Without
+node or npm they are skipped, or fail under REQUIRE_PEERS=1.
 """
 
 from __future__ import annotations
@@ -66,11 +67,9 @@ class Client:
 
 
 @pytest.fixture(scope="session")
-def modules() -> Path:
+def modules(peer_program: Find) -> Path:
     """The folder node_modules with the client in it."""
-    npm = shutil.which("npm")
-    if npm is None or shutil.which("node") is None:
-        pytest.skip("node and npm are not installed: apt-get install nodejs npm")
+    npm, _ = peer_program("npm"), peer_program("node")
     version = json.loads((HERE / "package.json").read_text())["dependencies"]["dcmjs-dimse"]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dicomnode-tests"
     there = cache / f"dcmjs-dimse-{version}"

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import select
+import socket
+import ssl
 import subprocess
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode.config import Config, Peer, Tls
 from dicomnode.errors import Transient
+from dicomnode.ledger import Ledger
 from dicomnode.network.identity import hash_password
 from dicomnode.network.send import echo
+from dicomnode.network.service import Service
+from dicomnode.query.find import FindService
+from dicomnode.query.retrieve import GetService, MoveService
 from dicomnode.states import State
 from tests import small_study
 from tests.acceptance.harness import MODALITY_AE, NODE_AE, Node, Orthanc, free_port, listens, push, until
@@ -56,6 +67,7 @@ def node(tmp_path: Path, hospital: Hospital) -> Iterator[Running]:
     )
     peers = (
         Peer(name="modality", ae_title=MODALITY_AE, certificate_name="nm1.hospital.example"),
+        Peer(name="plain", ae_title="PLAIN", may=("echo",)),
         Peer(name="user", ae_title="USER", user="nm1", password_hash=hash_password(PASSWORD)),
     )
     with running_node(tmp_path, peers=peers, tls=tls) as running:
@@ -94,6 +106,135 @@ def test_dcmtk_stores_over_tls_with_every_profile_of_bcp_195(
     said = scu(peer_program("storescu"), node.receiver.tls_port, options, file)
     assert "Received Store Response (Success)" in said
     assert [path.stem for path in node.files] == [dataset.SOPInstanceUID]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A node that holds a slice and answers over TLS; it calls back over TLS too."""
+
+    running: Running
+    held: Dataset
+    options: list[str]
+    """Of DCMTK's tools."""
+    back_port: int
+    """Of storescp, which takes what movescu asks for."""
+
+    def wanted(self, into: Path | None = None) -> list[str]:
+        """DCMTK's options for the study that is held, and where answers are written."""
+        keys = (
+            "-S",
+            "-k",
+            "QueryRetrieveLevel=STUDY",
+            "-k",
+            f"StudyInstanceUID={self.held.StudyInstanceUID}",
+        )
+        return [*keys, *(["-od", str(into)] if into else [])]
+
+
+@pytest.fixture(scope="module")
+def archive(
+    tmp_path_factory: pytest.TempPathFactory, hospital: Hospital, peer_program: Find
+) -> Iterator[Archive]:
+    back_port = free_port()
+    config = Config.model_validate(
+        {
+            "tls": {
+                "port": 2762, "certificate": hospital.node.certificate, "key": hospital.node.key,
+                "ca": hospital.authority.ca,
+            },
+            "peers": [
+                {
+                    "name": "workstation", "ae_title": MODALITY_AE,
+                    "certificate_name": "nm1.hospital.example", "may": ["store", "find", "move", "get"],
+                },
+                {
+                    "name": "storescp", "ae_title": "STORESCP", "host": "127.0.0.1", "port": back_port,
+                    "tls": True, "may": [],
+                },
+            ],
+        }
+    )  # fmt: skip
+    folder, held = tmp_path_factory.mktemp("archive"), ct_slice(StudyDate="20260102")
+
+    def services(ledger: Ledger) -> Sequence[Service]:
+        return (
+            FindService(ledger, NODE_AE, 100),
+            MoveService(ledger, folder, config.query, config.peers, NODE_AE),
+            GetService(ledger, folder, config.query),
+        )
+
+    with running_node(folder, peers=tuple(config.peers), tls=config.tls, more=services) as running:
+        options, file = over_tls(hospital.modality, hospital.authority.ca), folder / "slice.dcm"
+        small_file(held, file)
+        assert scu(peer_program("storescu"), running.receiver.tls_port, options, file), "it is stored"
+        running.intake.flush(1.0)
+        yield Archive(running, held, options, back_port)
+
+
+@contextmanager
+def tunnel(port: int | None, hospital: Hospital) -> Iterator[int]:
+    """As stunnel, for tools of DCMTK that have no TLS: the port of one connection that goes on over it."""
+    context = ssl.create_default_context(cafile=hospital.authority.ca)
+    context.load_cert_chain(hospital.modality.certificate, hospital.modality.key)
+
+    def carry(server: socket.socket) -> None:
+        plain, _ = server.accept()
+        connection = socket.create_connection(("127.0.0.1", port or 0), 30)
+        with plain, context.wrap_socket(connection, server_hostname="localhost") as tls:
+            while True:
+                for one in [tls] if tls.pending() else select.select([plain, tls], [], [], 30)[0]:
+                    piece = one.recv(1 << 16)
+                    if not piece:
+                        return
+                    (plain if one is tls else tls).sendall(piece)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        carrying = threading.Thread(target=carry, args=(server,), daemon=True)
+        carrying.start()
+        yield int(server.getsockname()[1])
+        carrying.join(30)
+        assert not carrying.is_alive()
+
+
+def test_dcmtk_queries_over_tls(tmp_path: Path, archive: Archive, peer_program: Find) -> None:
+    options = [*archive.options, *archive.wanted(tmp_path), "-X", "-k", "StudyDate"]
+    assert scu(peer_program("findscu"), archive.running.receiver.tls_port, options)
+    (match,) = [pydicom.dcmread(path, force=True) for path in tmp_path.iterdir()]
+    assert (match.StudyInstanceUID, match.StudyDate) == (archive.held.StudyInstanceUID, "20260102")
+
+
+@pytest.mark.parametrize("program", ["movescu", "getscu"])
+def test_dcmtk_retrieves_over_tls(
+    tmp_path: Path, archive: Archive, hospital: Hospital, peer_program: Find, program: str
+) -> None:
+    """What C-MOVE sends goes over TLS too, to DCMTK's storescp."""
+    back = [*over_tls(hospital.pacs, hospital.authority.ca), "-od", str(tmp_path), str(archive.back_port)]
+    storescp = subprocess.Popen([peer_program("storescp"), "-aet", "STORESCP", *back])
+    special = ["-aem", "STORESCP"] if program == "movescu" else ["-od", str(tmp_path)]
+    try:
+        until(lambda: listens(archive.back_port), "storescp listens")
+        with tunnel(archive.running.receiver.tls_port, hospital) as port:
+            assert scu(peer_program(program), port, [*archive.wanted(), *special])
+    finally:
+        storescp.terminate()
+        storescp.wait(10)
+    (came,) = [pydicom.dcmread(path, force=True) for path in tmp_path.iterdir()]
+    assert came.SOPInstanceUID == archive.held.SOPInstanceUID
+    assert came.PixelData == archive.held.PixelData
+
+
+def test_a_request_to_shut_down_is_refused_and_shuts_nothing_down(
+    node: Running, peer_program: Find, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DCMTK's termscu: its private Shutdown SOP Class stops DCMTK's own servers."""
+    caplog.set_level(logging.INFO, "dicomnode")
+    scu(peer_program("termscu"), node.port, [], calling="PLAIN")
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("dicomnode")]
+    # PS3.5 9: a private SOP class has no name but its UID.
+    assert line.startswith(
+        "'PLAIN' at 127.0.0.1 asked for what the node does not offer: 1.2.276.0.7230010.3.4."
+    )
+    assert scu(peer_program("echoscu"), node.port, [], calling="PLAIN"), "the node lives on"
 
 
 def test_dcmtk_is_kept_out_without_the_right_certificate(
@@ -168,10 +309,13 @@ def test_we_call_dcmtk_over_tls(tmp_path: Path, hospital: Hospital, peer_program
 def test_a_study_comes_and_its_results_go_over_tls(
     tmp_path: Path, hospital: Hospital, peer_program: Find
 ) -> None:
-    """storescu to the node, the node to Orthanc, certificates of both sides; then new ones."""
+    """storescu to the node, the node to Orthanc, which commits; certificates of both sides, then new ones."""
+    certificate, key, tls_port = tmp_path / "node.crt", tmp_path / "node.key", free_port()
+    ours = {"AET": NODE_AE, "Host": "127.0.0.1", "Port": tls_port, "AllowStorageCommitment": True}
     orthanc = Orthanc(
         peer_program("Orthanc"),
         tmp_path / "pacs",
+        modalities={"node": {**ours, "UseDicomTls": True}},
         more={
             "DicomTlsEnabled": True,
             "DicomTlsCertificate": str(hospital.pacs.certificate),
@@ -181,13 +325,13 @@ def test_a_study_comes_and_its_results_go_over_tls(
             "DicomTlsMinimumProtocolVersion": 0,
         },
     )
-    certificate, key, tls_port = tmp_path / "node.crt", tmp_path / "node.key", free_port()
     certificate.write_bytes(hospital.node.certificate.read_bytes())
     key.write_bytes(hospital.node.key.read_bytes())
     key.chmod(0o600)
     section = f'[tls]\nport = {tls_port}\ncertificate = "{certificate}"\nkey = "{key}"\n'
-    section += f'ca = "{hospital.authority.ca}"'
-    node = Node(tmp_path / "node", orthanc.port, extra=section, pacs_extra="tls = true\nmay = []")
+    section += f'ca = "{hospital.authority.ca}"\n[commitment]\nstay_s = 1.0'
+    pacs = "tls = true\nmay = []\ncommitment = true"
+    node = Node(tmp_path / "node", orthanc.port, extra=section, pacs_extra=pacs)
     orthanc.start()
     try:
         node.start()
@@ -197,6 +341,7 @@ def test_a_study_comes_and_its_results_go_over_tls(
         sent = push(peer_program("storescu"), tls_port, files.all, *options)
         assert sent == list(files.all)
         node.reaches(files.study.study_instance_uid, State.DONE)
+        assert "PACS is asked to commit to 3 object(s)" in node.log()
         fresh = hospital.authority.issue("fresh node", "localhost")
         certificate.write_bytes(fresh.certificate.read_bytes())
         key.write_bytes(fresh.key.read_bytes())

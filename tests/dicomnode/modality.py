@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.sequence import Sequence
+from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pynetdicom import AE
 from pynetdicom.association import Association
@@ -23,6 +23,7 @@ from dicomnode.audit.trail import SILENT, Audit
 from dicomnode.config import Node, Peer, Receive, Tls
 from dicomnode.ledger import Ledger
 from dicomnode.network.receive import Receiver
+from dicomnode.network.service import Service
 from dicomnode.reception.intake import Intake
 from dicomnode.reception.spool import Spool
 from dicomnode.reception.store import StoreService
@@ -40,7 +41,7 @@ def ct_slice(**changes: object) -> Dataset:
     dataset.Modality, dataset.PatientID, dataset.PatientName = "CT", "P1", "Doe^Jane"
     code = Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "1", "99TEST", "nested"
-    dataset.ProcedureCodeSequence = Sequence([code])
+    dataset.ProcedureCodeSequence = Items([code])
     dataset.ImagePositionPatient, dataset.ImageOrientationPatient = [0, 0, 0], [1, 0, 0, 0, 1, 0]
     dataset.PixelSpacing, dataset.Rows, dataset.Columns = [1, 1], 4, 6
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
@@ -112,16 +113,21 @@ def running_node(
     peers: tuple[Peer, ...] = PEERS,
     tls: Tls | None = None,
     audit: Audit = SILENT,
+    more: Callable[[Ledger], Sequence[Service]] = lambda _ledger: (),
     **receive: object,
 ) -> Iterator[Running]:
-    """A node on a free port of the loopback interface, and on another one when `tls` names a port."""
+    """A node on a free port of the loopback interface, and on another one when `tls` names a port.
+
+    more: services beside storing.
+    """
     node = Node(bind="127.0.0.1", data_dir=data_dir).model_copy(update={"port": 0})
     settings = Receive(min_free_gb=0, network_timeout_s=30, acse_timeout_s=30).model_copy(update=receive)
     spool = Spool(data_dir, 0, free=lambda _: free)
     ledger = Ledger.open(node.ledger_url)
     intake = Intake(spool, ledger)
     intake.recover(NOW)
-    services = [StoreService(spool, intake, lambda: NOW, int(settings.max_object_gb * 1e9), audit)]
+    storing = StoreService(spool, intake, lambda: NOW, int(settings.max_object_gb * 1e9), audit)
+    services = [storing, *more(ledger)]
     tls = tls.model_copy(update={"port": 0}) if tls is not None else None
     receiver = Receiver(node, peers, settings, services, lambda: NOW, tls, audit)
     port = receiver.start()

@@ -15,6 +15,7 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
 
+from dicomnode.audit.trail import SILENT, Audit
 from dicomnode.config import Node, Peer, Query, Receive
 from dicomnode.contexts import FIND_MODELS, GET_MODELS, MOVE_MODELS
 from dicomnode.ledger import Ledger
@@ -64,6 +65,7 @@ def answering_node(
     instances: Sequence[Instance] = (),
     peers: Sequence[Peer] = (),
     url: str = "",
+    audit: Audit = SILENT,
     **query: object,
 ) -> Iterator[Running]:
     """On a free port of the loopback interface; QUERIER may ask for everything."""
@@ -72,7 +74,7 @@ def answering_node(
     settings = Query().model_copy(update=query)
     ledger = Ledger.open(url or node.ledger_url)
     ledger.add_instances(instances, 0.0)
-    finding = FindService(ledger, NODE_AE, settings.max_matches)
+    finding = FindService(ledger, NODE_AE, settings.max_matches, audit)
     everyone = (querier, *peers)
     services = (
         finding,

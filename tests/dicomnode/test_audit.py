@@ -32,6 +32,8 @@ from dicomnode.config import Tls
 from dicomnode.records import Belonging
 from tests.certificates import Authority
 from tests.dicomnode.modality import association, ct_slice, encoded, running_node, send
+from tests.dicomnode.querier import answering_node, found, keys
+from tests.dicomnode.raw_peer import ASSOCIATE_AC, COMMAND, DATA, LAST, pdu, pdv, raw_peer, store_rq
 
 AT = 1_700_000_000.25
 CT, NM = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.20"
@@ -204,6 +206,62 @@ def test_a_refused_association_is_a_security_alert(trail: Trail) -> None:
     assert detail.get("type") == "Alert Description"
     assert base64.b64decode(detail.get("value", "")) == b"no [[peers]] entry has its AE title"
     assert (codes(restricted)["EventTypeCode"], codes(restricted)["EventOutcomeIndicator"]) == ("110132", "4")
+
+
+def alert_text(alert: Element) -> str:
+    detail = alert.find(".//ParticipantObjectDetail")
+    assert detail is not None
+    return base64.b64decode(detail.get("value", "")).decode()
+
+
+def test_a_flood_of_associations_that_find_no_room_is_two_messages(tmp_path: Path) -> None:
+    """The first of an address at once; how many more there were with whatever comes after its minute."""
+    now = [AT]
+    audit = Audit(Settings(file=tmp_path / "audit.log"), "DICOMNODE", lambda: now[0])
+    other = Party("CT2", "10.1.2.4")
+    for _ in range(1000):
+        audit.turned_away(CAMERA, "50 associations are open")
+    audit.turned_away(other, "the node is stopping")
+    now[0] += 61
+    audit.accessed("1.2.3", "P1", [CT])
+    audit.turned_away(CAMERA, "50 associations are open")
+    audit.turned_away(CAMERA, "the node is stopping")
+    audit.stopped()
+    lines = (tmp_path / "audit.log").read_text(encoding="utf-8").splitlines()
+    found = [checked(line.partition(" - ")[2]) for line in lines]
+    alerts = [one for one in found if codes(one)["EventID"] == "110113"]
+    assert [(objects(one)["110182"], alert_text(one)) for one in alerts] == [
+        ("10.1.2.3", "50 associations are open"),
+        ("10.1.2.4", "the node is stopping"),
+        ("10.1.2.3", "50 associations are open; 999 times since"),
+        ("10.1.2.3", "50 associations are open"),
+        ("10.1.2.3", "the node is stopping; 1 times since"),
+    ]
+    assert {codes(one)["EventOutcomeIndicator"] for one in alerts} == {"4"}
+
+
+def test_an_association_beyond_the_limit_is_told_of(tmp_path: Path) -> None:
+    trail = Trail(tmp_path)
+    with (
+        running_node(tmp_path / "data", audit=trail.audit, max_associations=1) as node,
+        association(node.port),
+        association(node.port) as second,
+    ):
+        assert second.is_rejected
+    (alert,) = trail.messages()
+    assert "[receive] max_associations" in alert_text(alert)
+
+
+def test_a_refused_query_is_a_failure(tmp_path: Path) -> None:
+    """What it asked is told all the same; a good one is none."""
+    trail = Trail(tmp_path)
+    with answering_node(tmp_path / "data", audit=trail.audit) as node:
+        assert [r[0].Status for r in found(node.port, keys("STUDY", StudyDate="tomorrow"))] == [0xC001]
+        assert [r[0].Status for r in found(node.port, keys("STUDY", StudyDate="20260101"))] == [0x0000]
+    refused, good = trail.messages()
+    assert (codes(refused)["EventID"], codes(refused)["EventOutcomeIndicator"]) == ("110112", "4")
+    assert "0xC001" in (refused.findtext(".//EventOutcomeDescription") or "")
+    assert codes(good)["EventOutcomeIndicator"] == "0"
 
 
 def test_what_an_association_brought_is_one_message_for_each_study(trail: Trail) -> None:
@@ -617,6 +675,21 @@ def test_an_association_is_told_of_when_it_has_ended_however_it_ended(tmp_path: 
     source = released.find("ActiveParticipant")
     assert source is not None
     assert source.get("NetworkAccessPointID") == "127.0.0.1"
+
+
+def test_an_object_that_came_in_part_only_is_told_of(tmp_path: Path) -> None:
+    """The node names its study where that much has come."""
+    trail, dataset = Trail(tmp_path), ct_slice()
+    with running_node(tmp_path / "data", audit=trail.audit) as node, raw_peer(node.port) as peer:
+        assert peer.associate() == ASSOCIATE_AC
+        peer.send(pdu(DATA, pdv(1, COMMAND | LAST, store_rq(str(dataset.SOPInstanceUID)))))
+        peer.send(pdu(DATA, pdv(1, 0, encoded(dataset)[:-8])))
+        peer.socket.shutdown(socket.SHUT_WR)
+        assert peer.last() == 0, "the node closes too"
+    (told,) = trail.messages()
+    assert (codes(told)["EventID"], codes(told)["EventOutcomeIndicator"]) == ("110104", "4")
+    assert instances(told) == {CT: "1"}
+    assert objects(told)["110180"] == dataset.StudyInstanceUID
 
 
 def test_who_shows_no_certificate_is_a_security_alert(tmp_path: Path) -> None:

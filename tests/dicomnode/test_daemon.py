@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from dicomnode.commands.folder import compute_folder
 from dicomnode.config import Config, Peer, parse, with_engines
 from dicomnode.daemon import Daemon, guarded, prepare_data_dir
 from dicomnode.demo.standin_pacs import StandinPacs
-from dicomnode.errors import ConfigurationError, LedgerUnavailable
+from dicomnode.errors import ConfigurationError
 from dicomnode.network.send import Outgoing, Verdict, send
 from dicomnode.results.summary_report import read_table
 from dicomnode.states import Event, State
@@ -327,10 +328,47 @@ def test_a_port_that_is_taken_names_the_setting(config: Config, clock: Clock) ->
         daemon.stop()
 
 
-def test_a_stage_that_fails_is_tried_again_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    def broken(_now: float) -> None:
-        raise LedgerUnavailable("the ledger does not answer", "Check the disk")
+def test_a_database_that_is_away_is_told_of_once_and_once_that_it_is_back(
+    daemon: Daemon, config: Config, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ticked as the scheduler does, every stage for as long as it is away: two lines, without a traceback."""
 
-    guarded(broken, lambda: 0.0)
+    def tick(times: int) -> None:
+        for _ in range(times):
+            clock.now += 2.5
+            for stage in daemon._stages():
+                guarded(stage, clock, daemon._outage)
+
+    tick(1)
+    ledger = config.node.data_dir / "ledger.sqlite3"
+    daemon.ledger.close()  # an open file would be written to wherever it lies
+    ledger.rename(ledger.with_name("away"))
+    ledger.mkdir()
+    caplog.clear()
+    tick(20)
+    (gone,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert gone.startswith(f"the ledger does not answer: unable to open database file (sqlite:///{ledger})")
+    for word in (
+        "received and acknowledged all the same",
+        "nothing is computed",
+        "Check [node] database_url",
+    ):
+        assert word in gone
+    assert "tick" not in gone
+    ledger.rmdir()
+    ledger.with_name("away").rename(ledger)
+    caplog.clear()
+    tick(3)
+    (back,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert back.startswith("the ledger answers again")
+
+
+def test_a_stage_that_fails_is_tried_again_and_stops_nothing(
+    daemon: Daemon, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_now: float) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    guarded(broken, lambda: 0.0, daemon._outage)
     assert "tried again" in caplog.text
-    assert "Traceback" not in caplog.text
+    assert "a mistake of ours" in caplog.text

@@ -11,14 +11,19 @@ from pathlib import Path
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    Comprehensive3DSRStorage,
     DeflatedExplicitVRLittleEndian,
+    EnhancedSRStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     RLELossless,
+    RTDoseStorage,
     RTStructureSetStorage,
+    SegmentationStorage,
 )
 
+from dicomnode.contexts import NEVER_RESULTS, SOP_CLASSES
 from dicomnode.reception.defects import ANSWERS, Defect, Flawed
 from dicomnode.reception.header import inspect, is_valid_uid
 from dicomnode.reception.intake import Intake
@@ -222,17 +227,25 @@ def test_an_error_of_the_node_itself_is_a_failure_too(
 def test_without_a_ledger_a_possible_result_is_refused_for_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be our own object coming back; a CT never is, and is taken."""
+    """It may be our own object coming back; of other classes it never is, and is taken."""
     from dicomnode.errors import LedgerUnavailable
 
     def gone(*_: object) -> bool:
         raise LedgerUnavailable("gone")
 
-    structure_set = ct_slice(SOPClassUID=RTStructureSetStorage, PixelData=None)
+    dose = ct_slice(SOPClassUID=RTDoseStorage)
     with running_node(tmp_path) as node:
         monkeypatch.setattr(Intake, "is_result", gone)
-        assert store(node, structure_set) == TABLE["LEDGER_UNAVAILABLE"][0]
-        assert store(node, ct_slice()) == 0
+        assert store(node, dose) == TABLE["LEDGER_UNAVAILABLE"][0]
+        for sop_class in sorted(NEVER_RESULTS):
+            assert store(node, ct_slice(SOPClassUID=sop_class)) == 0, sop_class.name
+
+
+def test_only_what_the_node_writes_needs_the_ledger_to_be_taken() -> None:
+    """Typed again: of the classes that are accepted, those that results are of."""
+    written = {SegmentationStorage, RTDoseStorage, EnhancedSRStorage, Comprehensive3DSRStorage}
+    assert frozenset(SOP_CLASSES) - NEVER_RESULTS == written
+    assert RTStructureSetStorage in NEVER_RESULTS
 
 
 def test_a_bad_object_sent_again_and_again_is_kept_once(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -458,23 +458,51 @@ def test_what_a_peer_may_not_is_refused_and_told_once(
 # ── objects ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_peer_that_dies_in_the_middle_of_a_slice_leaves_nothing(tmp_path: Path, hospital: Hospital) -> None:
-    """Its process killed, its machine gone, or its patience at an end."""
+def test_a_peer_that_dies_in_the_middle_of_a_slice_leaves_nothing(
+    tmp_path: Path, hospital: Hospital, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its process killed, its machine gone, its patience at an end: nothing but one line for each."""
     data = encoded(ct_slice()) + bytes(3_000_000)
+    ends: dict[str, Callable[[RawPeer], None]] = {
+        "it reset the connection": RawPeer.die,
+        "it closed the connection": lambda peer: peer.socket.shutdown(socket.SHUT_WR),
+        "it aborted the association": lambda peer: peer.send(pdu(ABORT, bytes(4))),
+        "no next part of a message within 1 s ([receive] dimse_timeout_s): aborted": lambda _peer: None,
+    }
     with (
         node(tmp_path, hospital) as running,
         undisturbed(running, hospital),
-        raw_peers([running.port] * 3) as peers,
+        raw_peers([running.port] * len(ends)) as peers,
     ):
-        for peer in peers:
+        for number, (peer, end) in enumerate(zip(peers, ends.values(), strict=True), start=1):
             assert peer.associate() == ASSOCIATE_AC
-            peer.send(pdu(DATA, pdv(1, 3, store_rq("1.2.3"))))
+            peer.send(pdu(DATA, pdv(1, 3, store_rq(f"1.2.3.{number}"))))
             for start in range(0, 2_400_000, 60000):
                 peer.send(pdu(DATA, pdv(1, 0, data[start : start + 60000])))
-        peers[0].die()
-        peers[1].socket.shutdown(socket.SHUT_RDWR)
+            end(peer)
         serve_both(running, hospital)
-        assert peers[2].last() in (ABORT, 0), "it fell silent"
+        assert peers[-1].last() in (ABORT, 0), "it fell silent"
+    for number, reason in enumerate(ends, start=1):
+        lines = [line for line in caplog.messages if f"1.2.3.{number} " in line]
+        assert len(lines) == 1, lines
+        assert lines[0].startswith(f"SCANNER at 127.0.0.1: {reason}; 1.2.3.{number} came in part only, ")
+        # What a reset finds on its way is lost.
+        assert number == 1 or lines[0].endswith(" 2400000 bytes of it")
+
+
+def test_a_peer_that_ends_between_two_messages_is_no_news(
+    tmp_path: Path, hospital: Hospital, caplog: pytest.LogCaptureFixture
+) -> None:
+    """storescu --abort does so after every transfer."""
+    with node(tmp_path, hospital) as running, raw_peers([running.port] * 2) as peers:
+        for peer in peers:
+            dataset = ct_slice()
+            assert peer.associate() == ASSOCIATE_AC
+            assert peer.store(encoded(dataset), dataset.SOPInstanceUID) == 0
+        peers[0].socket.shutdown(socket.SHUT_WR)
+        peers[1].send(pdu(ABORT, bytes(4)))
+        until(lambda: threads() == 0, "threads end", FINISH_S)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize("pause_s", [0.05, 0.4], ids=["within a PDU", "between PDUs"])

@@ -21,6 +21,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEGLSLossless,
     RLELossless,
+    RTDoseStorage,
     RTStructureSetStorage,
     generate_uid,
 )
@@ -195,6 +196,38 @@ def test_a_message_in_many_small_pieces_is_put_together(tmp_path: Path) -> None:
         assert node.files[0].read_bytes().endswith(encoded(dataset))
 
 
+def test_an_unknown_character_set_is_one_line_for_each_association(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It spoils a name, and no object: those are accepted."""
+    dataset = ct_slice(SpecificCharacterSet="ISO_IR 100")
+    plain, uid = encoded(dataset), str(dataset.SOPInstanceUID)
+    strange = [plain.replace(b"ISO_IR 100", name) for name in (b"BOGUS     ", b"BOGUS     ", b"BOGUS\\x   ")]
+    with running_node(tmp_path) as node:
+        for _ in range(2):
+            with association(node.port) as assoc:
+                for data in (plain, *strange):
+                    assert send(assoc, data, uid).Status == 0x0000
+    lines = [line for line in caplog.messages if "Specific Character Set" in line]
+    assert [line.partition("Set ")[2].partition(",")[0] for line in lines] == ["'BOGUS'", r"'BOGUS\\x'"] * 2
+    assert all(uid in line and "SCANNER" in line for line in lines)
+
+
+def test_what_storescu_proposes_beside_what_it_sends_is_no_news(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only a peer that gets nothing at all is."""
+    caplog.set_level(logging.INFO)
+    mr = ("1.2.840.10008.5.1.4.1.1.4", ExplicitVRLittleEndian)
+    with running_node(tmp_path) as node:
+        with association(node.port, (CTImageStorage, ExplicitVRLittleEndian), mr) as assoc:
+            assert len(assoc.accepted_contexts) == 1
+        assert "does not offer" not in caplog.text
+        with association(node.port, mr):
+            pass
+    assert "does not offer: MR Image Storage" in caplog.text
+
+
 def test_a_peer_that_dies_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     """No half object, no answer, and the next peer is served."""
     with running_node(tmp_path) as node:
@@ -325,7 +358,7 @@ def test_our_own_result_is_accepted_and_touches_nothing(
     """A PACS that forwards everything sends our results back to us."""
     monkeypatch.setattr(Intake, "is_result", lambda *_: True)
     with running_node(tmp_path) as node:
-        assert store(node, ct_slice(SOPClassUID=RTStructureSetStorage)) == 0
+        assert store(node, ct_slice(SOPClassUID=RTDoseStorage)) == 0
         assert (node.files, node.kept, node.intake.flush(NOW)) == ([], [], set())
 
 
