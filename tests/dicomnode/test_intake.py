@@ -331,7 +331,10 @@ def test_a_contradiction_that_is_refused_keeps_no_other_out(
     monkeypatch.setattr(Ledger, "conflict", conflict)
     intake.flush(NOW)
     intake.flush(NOW + 1)
-    assert sorted(case.conflict for case in ledger.cases()) == ["", "another patient"]
+    assert sorted(case.conflict for case in ledger.cases()) == [
+        "",
+        "another patient; set aside as quarantine/2.dcm",
+    ]
     assert len(ledger.quarantined(STUDY)) == 2
     (line,) = errors(caplog)
     assert "its case is not held: not this" in line
