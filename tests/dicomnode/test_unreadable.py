@@ -160,7 +160,7 @@ def test_what_a_pacs_answers_and_nobody_can_read_is_one_line(caplog: pytest.LogC
         peer = Peer(name="PACS", ae_title="PACS", host="127.0.0.1", port=listener.getsockname()[1])
         with pytest.raises(Transient, match="granted no association"):
             echo(peer, "NODE", 5.0)
-    lines = [r.getMessage() for r in caplog.records if r.name == "dicomnode.network.send"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "dicomnode.network.answers"]
     assert len(lines) == 1
     assert lines[0].startswith("PACS sent what cannot be read: ValueError")
 
