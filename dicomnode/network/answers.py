@@ -24,6 +24,9 @@ from dicomnode.network.wire import read_through
 
 log = logging.getLogger(__name__)
 
+# At once, of what a peer sends after its association has ended.
+_DISCARDED_BYTES = 1 << 16
+
 
 class Answers:
     """Leaves every answer to whoever waits for it, and serves the peer's event reports whenever they come.
@@ -44,9 +47,10 @@ class Answers:
         self._dul, self._dimse = cast(Any, association.dul), cast(Any, association.dimse)
         self._decode, self._act = self._dul._decode_pdu, self._dul.state_machine.do_action
         self._process, self._serve_one = self._dul._process_recv_primitive, association._serve_request
-        self._send = self._dimse.send_msg
+        self._send, self._read = self._dimse.send_msg, self._dul._read_pdu_data
         self._dul._decode_pdu, self._dul.state_machine.do_action = self._decode_pdu, self._do_action
         self._dul._process_recv_primitive = self._process_recv_primitive
+        self._dul._read_pdu_data = self._read_pdu_data
         self._dimse.msg_queue, self._dimse.get_msg = self._messages, self._get_msg
         self._dimse.receive_primitive, self._dimse.send_msg = self._receive, self._send_msg
 
@@ -107,6 +111,18 @@ class Answers:
                 association._is_paused = True
 
     # ── PDUs ─────────────────────────────────────────────────────────────────────────────────
+
+    def _read_pdu_data(self) -> None:
+        if self._dul.state_machine.current_state != "Sta13":
+            self._read()
+            return
+        # The association has ended and what still comes is nobody's. As a PDU that breaks off, of an unknown
+        # type for one, its rest would be waited for.
+        connection = self._dul.socket
+        with contextlib.suppress(OSError):
+            if connection.socket.recv(_DISCARDED_BYTES):
+                return
+        connection.close()
 
     def _decode_pdu(self, data: bytearray) -> Any:
         try:
