@@ -102,15 +102,15 @@ class Answerer:
             self._say(promise, len(request.objects), failed)
 
     def _tell_at_once(self, promise: Promise, event: EventType, report: Dataset) -> bool:
-        """Over the association of the request. returns: False when it is no more."""
-        association = self._associations.take(promise.id)
-        if association is None:
-            return False
-        try:
-            tell_over(association, promise.peer, event, report)
-        except Transient as error:
-            log.info("%s did not wait for the report: %s", promise.peer, error)
-            return False
+        """Over the association of the request. returns: False when it is no more, or busy."""
+        with self._associations.take(promise.id) as association:
+            if association is None:
+                return False
+            try:
+                tell_over(association, promise.peer, event, report)
+            except Transient as error:
+                log.info("%s did not wait for the report: %s", promise.peer, error)
+                return False
         return True
 
     def _tell_audit(self, promise: Promise, request: Request, failed: Mapping[str, FailureReason]) -> None:

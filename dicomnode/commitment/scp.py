@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from pydicom.dataset import Dataset
 from pynetdicom import evt
-from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext, build_context
 
 from dicomnode.commitment.message import (
@@ -33,6 +33,7 @@ from dicomnode.ledger import Ledger
 
 if TYPE_CHECKING:
     from dicomnode.config import AnyRight, Peer
+    from dicomnode.network.transport import AcceptedAssociation
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +43,33 @@ class OpenAssociations:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._associations: dict[int, Association] = {}
+        self._associations: dict[int, AcceptedAssociation] = {}
 
-    def put(self, promise_id: int, association: Association) -> None:
+    def put(self, promise_id: int, association: AcceptedAssociation) -> None:
         """Asked over this one."""
         with self._lock:
             self._associations = {n: a for n, a in self._associations.items() if a.is_established}
             self._associations[promise_id] = association
 
-    def take(self, promise_id: int) -> Association | None:
-        """The association, if its requestor keeps it open. It is given out once."""
+    @contextmanager
+    def take(self, promise_id: int) -> Iterator[AcceptedAssociation | None]:
+        """The association, if its requestor keeps it open and nothing is asked over it just now.
+
+        Until the block ends its own thread begins no request. It is given out once, and again only when
+        it was busy.
+        """
         with self._lock:
             association = self._associations.pop(promise_id, None)
-        return association if association is not None and association.is_established else None
+        if association is None or not association.is_established:
+            yield None
+        elif not association.turn.acquire(blocking=False):
+            self.put(promise_id, association)
+            yield None
+        else:
+            try:
+                yield association
+            finally:
+                association.turn.release()
 
 
 # Of one peer: a modality asks once for a study; more is a peer that asks and never listens.
@@ -124,7 +139,7 @@ class CommitmentService:
             log.error("a storage commitment request of %s could not be recorded: %s", ae_title, error)
             return int(Status.RESOURCE_LIMITATION), None
         number, is_new = promised
-        self._associations.put(number, event.assoc)
+        self._associations.put(number, cast("AcceptedAssociation", event.assoc))
         again = "" if is_new else " once more"
         log.info("%s asks%s to commit to %d object(s)", ae_title, again, len(request.objects))
         return int(Status.SUCCESS), None

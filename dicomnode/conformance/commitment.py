@@ -23,8 +23,8 @@ Storage Commitment Push Model SOP Class, {push_model}, both roles, implicit and 
 
 After every result is delivered to a destination with `commitment = true`, one N-ACTION (action type
 {action}) with a Transaction UID of its own and every result of the run in ReferencedSOPSequence. The
-association stays open for `[commitment] stay_s`, or until the reports have come. Reports are taken over it,
-and at any later time over associations that the peer opens and in which it proposes the SCP role (SCP/SCU
+association stays open for `[commitment] stay_s`, or until the reports have come; it is released when each
+of them is answered. Reports are taken over it, and at any later time over associations that the peer opens and in which it proposes the SCP role (SCP/SCU
 role selection, PS3.7 D.3.3.4; without it the context is rejected).
 
 | N-EVENT-REPORT | status | then |
@@ -78,7 +78,8 @@ class that was asked about | committed |
 | is of another SOP class | {failed_CLASS_INSTANCE_CONFLICT} |
 | is cut short or cannot be looked at | {failed_PROCESSING_FAILURE} |
 
-The report goes over the association of the request if its requestor still has it open after {wait};
+The report goes over the association of the request if its requestor still has it open after {wait}
+and asks nothing over it just then;
 otherwise over one that the node opens to the peer's `host` and `port`, proposing the SCP role. A peer that
 does not take it is told again, with pauses from `[deliver] first_retry_s` to `max_retry_s`, across
 restarts, for `[commitment] report_for_h`.

@@ -32,6 +32,7 @@ _REJECTIONS = {
     "its certificate is the one of its entry (Security)": "1, 1, 1 no reason given",
     "it gives the user and password of its entry (Security)": "1, 1, 1 no reason given",
     "fewer than `[receive] max_associations` are open, of it fewer yet": "2, 3, 2 local limit exceeded",
+    "no more than 16 new passwords are being checked": "2, 3, 1 temporary congestion",
     "the node is not stopping": "2, 3, 1 temporary congestion",
 }
 _ASSOCIATIONS = """\

@@ -82,7 +82,7 @@ Rights are not by patient or study: what a peer may see in part only, it should 
 | any other message | {other} bytes; its command set {command} | A-ABORT |
 | an Identifier | {identifier} bytes | 0xC000 |
 | an object that is converted for a receiver | {converted} bytes, decoded | that sub-operation fails |
-| passwords that are being checked | {passwords} | A-ASSOCIATE-RJ 1, 1, 1 |
+| passwords that are being checked | {passwords} | A-ASSOCIATE-RJ 2, 3, 1 |
 | requests without waiting for answers; N-EVENT-REPORTs also on associations of the node's \
 | {unread} | A-ABORT |
 | nesting of sequences | {depth} | 0xC000 |"""

@@ -19,6 +19,8 @@ _N, _R, _P = 1 << 14, 8, 1  # 16 MB and about 50 ms
 _turn = threading.Lock()
 # More than that do not wait for their turn: each of them is two threads.
 MAX_WAITING = 16
+TOO_MANY = "too many callers give passwords that are new"
+"""The refusal that says nothing about the caller: it may call again at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class IdentityCheck:
         if is_user and hmac.compare_digest(self._right.get(peer.password_hash, b""), digest):
             return ""
         if not self._waiting.acquire(blocking=False):
-            return "too many callers give passwords that are new"
+            return TOO_MANY
         try:
             if not is_user:
                 # As long as for a wrong password: the time tells nobody which user names there are.

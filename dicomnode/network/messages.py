@@ -76,7 +76,42 @@ class Limits:
     """Makes what a C-STORE's data set is written into."""
 
 
-class Messages(queue.Queue[Any]):
+class Waiting(queue.Queue[Any]):
+    """Messages that have come, (context ID, message), for one who waits for some of them.
+
+    (None, None) wakes: the association has ended, or may have.
+    """
+
+    def take(self, is_wanted: Callable[[Any], bool], timeout_s: float | None) -> Any:
+        """The first whose message is wanted, within that time; the others stay. (None, None): none came."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        with self.not_empty:
+            while True:
+                for number, item in enumerate(self.queue):
+                    if is_wanted(item[1]):
+                        del self.queue[number]
+                        return item
+                left = None if end is None else end - time.monotonic()
+                if left is not None and left <= 0:
+                    return None, None
+                self.not_empty.wait(left)
+
+    def answer(
+        self, is_answer: Callable[[Any], bool], timeout_s: float | None, serve: Callable[[Any, int], None]
+    ) -> Any:
+        """What was waited for, within that time in all, however many reports are served in between."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                return self.take(is_answer, 0)
+            context_id, message = self.take(lambda m: is_answer(m) or is_report(m), left)
+            if not is_report(message):
+                return context_id, message
+            serve(message, context_id)
+
+
+class Messages(Waiting):
     """Complete messages for the association's thread; C-STORE requests are served on the spot."""
 
     def __init__(self, assoc: AcceptedAssociation) -> None:
@@ -207,11 +242,8 @@ class DIMSE(DIMSEServiceProvider):
 
     def get_msg(self, block: bool = False) -> Any:
         if block:
-            item: Any = super().get_msg(block=True)
-            while is_report(item[1]):  # of the peer's own, while we wait for its answer
-                self.assoc._serve_request(item[1], item[0])
-                item = super().get_msg(block=True)
-            return item
+            messages = cast(Messages, self.msg_queue)
+            return messages.answer(_is_answer, self.dimse_timeout, self.assoc._serve_request)
         with contextlib.suppress(queue.Empty):
             return self.msg_queue.get(timeout=IDLE_S)
         return None, None
@@ -224,6 +256,11 @@ class DIMSE(DIMSEServiceProvider):
 def is_report(message: Any) -> bool:
     """Whether it is an N-EVENT-REPORT request: a response names what it answers (PS3.7 10.1.1.1)."""
     return isinstance(message, N_EVENT_REPORT) and message.MessageIDBeingRespondedTo is None
+
+
+def _is_answer(message: Any) -> bool:
+    """Or the news that none will come. A request of the peer's waits for the association's own thread."""
+    return message is None or message.MessageIDBeingRespondedTo is not None or message.MessageID is None
 
 
 def close_data_set(request: C_STORE) -> None:

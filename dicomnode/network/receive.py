@@ -38,7 +38,7 @@ from dicomnode.network.admission import (
     offered_user,
     wrong_certificate,
 )
-from dicomnode.network.identity import IdentityCheck
+from dicomnode.network.identity import TOO_MANY, IdentityCheck
 from dicomnode.network.listener import POLL_S, Server
 from dicomnode.network.messages import Limits
 from dicomnode.network.service import Service
@@ -307,7 +307,8 @@ class Receiver:
         if peer.check_host and assoc.requestor.address not in addresses(peer.host):
             return f"[[peers]] {peer.name!r} may call from {peer.host!r} only", _CALLING_NOT_RECOGNIZED
         reason = wrong_certificate(assoc, peer) or self._identity.refusal(peer, offered_user(assoc))
-        return (f"[[peers]] {peer.name!r}: {reason}", _NO_REASON) if reason else None
+        code = _TEMPORARY if reason == TOO_MANY else _NO_REASON
+        return (f"[[peers]] {peer.name!r}: {reason}", code) if reason else None
 
     def _no_room(self, assoc: AcceptedAssociation, calling: str) -> _Refusal | None:
         """Take the association's place, unless there is none."""

@@ -12,7 +12,6 @@ to, aborts or falls silent may be back in a minute: `Transient`.
 
 from __future__ import annotations
 
-import logging
 import queue
 import socket
 import threading
@@ -36,9 +35,8 @@ from dicomnode.config import Peer
 from dicomnode.contexts import VERIFICATION
 from dicomnode.errors import NodeError, Transient
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicomnode.network.answers import Answers
 from dicomnode.network.identity import USERNAME, USERNAME_AND_PASSCODE, password_to_send
-from dicomnode.network.messages import INVALID_PDU, MAX_WAITING_MESSAGES, is_report
-from dicomnode.network.wire import read_through
 from dicomnode.tls import caller
 
 # pynetdicom offers this as a module global only. It is set once, here, and concerns objects that are sent
@@ -51,8 +49,6 @@ STORED = frozenset({0x0000, 0xB000, 0xB006, 0xB007})
 # A peer may take PDUs of any length (0) or of many megabytes; a shorter one is always allowed.
 LARGEST_PDU_BYTES = 131072
 WINDOW_PDUS = 8
-
-log = logging.getLogger(__name__)
 
 
 class Verdict(StrEnum):
@@ -211,17 +207,17 @@ def open_association(
     association's own thread, while this one waits for answers.
     Raises AssociationRefused by a living peer, Transient when nobody answers.
     """
-    association, connected = _associate(peer, our_ae_title, timeout_s, contexts, as_scp, handlers)
+    answers = Answers(peer.name)
+    association, connected = _associate(peer, our_ae_title, timeout_s, contexts, as_scp, handlers, answers)
     if not association.is_established:
         raise _why_not(association, connected, peer, timeout_s)
     try:
         _pace(association)
-        _keep_answers(association)
         yield association
     except BaseException:
         association.abort()
         raise
-    association.release()
+    answers.release()
 
 
 def _associate(
@@ -231,6 +227,7 @@ def _associate(
     contexts: Sequence[tuple[str, str]],
     as_scp: Sequence[str],
     handlers: Sequence[evt.EventHandlerType],
+    answers: Answers,
 ) -> tuple[Association, bool]:
     """Ask for an association. returns: it, established or not, and whether TCP connected."""
     if not peer.host or peer.port is None:
@@ -247,7 +244,7 @@ def _associate(
 
     def tune(event: evt.Event) -> None:
         connected.set()
-        _read_with_suspicion(event.assoc, peer.name)
+        answers.attend(event.assoc)
         wire = cast(Any, event.assoc.dul.socket).socket
         # Without it Nagle's algorithm waits 40 ms for an acknowledgement in every message.
         wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -271,33 +268,6 @@ def _associate(
             "Check its port, its certificate against [tls] ca, and certificate_name of its [[peers]] entry",
         )
     return association, connected.is_set()
-
-
-def _read_with_suspicion(association: Association, name: str) -> None:
-    """One line for what a peer answers and nobody can read; pynetdicom's thread would end with a traceback.
-
-    The association is aborted (PS3.8 table 9-10: Evt19, action AA-8), and whoever waits on it hears of that.
-    """
-    dul, dimse = cast(Any, association.dul), cast(Any, association.dimse)
-    decode, receive = dul._decode_pdu, dimse.receive_primitive
-
-    def decode_pdu(data: bytearray) -> Any:
-        try:
-            decoded, event = decode(data)
-            read_through(decoded)
-        except Exception as error:
-            log.warning("%s sent what cannot be read: %s: %s: aborted", name, type(error).__name__, error)
-            raise  # `_read_pdu_data` makes Evt19 of it
-        return decoded, event
-
-    def receive_primitive(primitive: Any) -> None:
-        try:
-            receive(primitive)
-        except Exception as error:  # noqa: BLE001 - decoders raise whatever the bytes lead to
-            log.warning("%s sent what cannot be read: %s: %s: aborted", name, type(error).__name__, error)
-            dul.event_queue.put(INVALID_PDU)
-
-    dul._decode_pdu, dimse.receive_primitive = decode_pdu, receive_primitive
 
 
 def _identity(peer: Peer) -> list[UserIdentityNegotiation]:
@@ -355,55 +325,6 @@ def shorten_pdus(peer: ServiceUser) -> None:
         if isinstance(item, MaximumLengthNotification):
             asked = item.maximum_length_received or LARGEST_PDU_BYTES
             item.maximum_length_received = min(asked, LARGEST_PDU_BYTES)
-
-
-def _keep_answers(association: Association) -> None:
-    """Leave every answer to whoever waits for it, and serve the peer's event reports whenever they come.
-
-    pynetdicom's thread of the association also takes messages. It is not always paused in time, and an
-    answer that it takes is lost: the object would count as unanswered after the whole timeout. A report
-    that comes while an answer is awaited would be taken for that answer; some peers want it answered first.
-
-    Reports are served one after the other: pynetdicom makes a thread of each, which here hands it over and
-    ends, and a peer that sends many without waiting for their answers is aborted.
-    """
-    messages = _Messages()
-    dimse = cast(Any, association.dimse)
-    take, dimse.msg_queue = dimse.get_msg, messages
-    serve = association._serve_request
-
-    def serve_in_turn(message: Any, context_id: int) -> None:
-        if threading.current_thread() is association:
-            serve(message, context_id)
-        elif messages.qsize() < MAX_WAITING_MESSAGES:
-            messages.put((context_id, message))
-        elif association.is_established:
-            log.warning("%s sends reports and waits for no answer: aborted", association.acceptor.ae_title)
-            association.abort(block=False)
-            messages.put((None, None))  # whoever waits for an answer hears of it
-
-    def get_msg(block: bool = False) -> Any:
-        if not block:
-            return messages.next_report()
-        item = take(block=True)
-        while is_report(item[1]):
-            serve(item[1], item[0])
-            item = take(block=True)
-        return item
-
-    dimse.get_msg = get_msg
-    cast(Any, association)._serve_request = serve_in_turn
-
-
-class _Messages(queue.Queue[Any]):
-    """What the peer sends: answers, and its N-EVENT-REPORT requests."""
-
-    def next_report(self) -> Any:
-        """(context ID, message) if the next message is a report, else (None, None)."""
-        with self.mutex:
-            if self.queue and is_report(self.queue[0][1]):
-                return self.queue.popleft()
-        return None, None
 
 
 class _Window(queue.Queue[Any]):

@@ -278,6 +278,8 @@ class AcceptedAssociation(Association):
         self.network_timeout = ae.network_timeout
         self.wire = wire
         self._misplaced = 0
+        # Of the thread that serves a request or sends one: two that wait would take each other's answers.
+        self.turn = threading.RLock()
         self.set_socket(Wire(self, wire, received))
 
     def ring(self) -> None:
@@ -339,6 +341,16 @@ class AcceptedAssociation(Association):
         bind_interventions(self)
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
+        if not self.turn.acquire(blocking=False):
+            self._is_paused = True  # who has the turn waits for that before it sends
+            self.turn.acquire()
+            self._is_paused = False
+        try:
+            self._serve_in_turn(msg, context_id)
+        finally:
+            self.turn.release()
+
+    def _serve_in_turn(self, msg: Any, context_id: int) -> None:
         if not msg.is_valid_request and getattr(msg, "MessageIDBeingRespondedTo", None) is None:
             # pynetdicom would say nothing, and the peer would wait for its timeout.
             what = type(msg).__name__.replace("_", "-")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_ACTION
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
@@ -39,6 +42,7 @@ from dicomnode.reception.intake import Intake
 from dicomnode.reception.spool import Spool
 from dicomnode.reception.store import StoreService
 from dicomnode.records import Promise
+from tests.acceptance.harness import until
 from tests.dicomnode.modality import ct_slice, encoded, send
 from tests.dicomnode.results_on_disk import encoded_case
 
@@ -233,6 +237,85 @@ def test_a_requestor_that_keeps_the_association_open_is_told_over_it(node: Node,
         assert assoc.is_established
     assert modality.told == []
     assert node.promises() == []
+
+
+def test_a_report_waits_for_no_association_that_serves_a_request(node: Node, modality: Modality) -> None:
+    """Its own thread may wait for answers there: each would take the other's."""
+    told: list[Dataset] = []
+
+    def take(event: evt.Event) -> tuple[int, None]:
+        told.append(event.event_information)
+        return 0x0000, None
+
+    busy, go_on = threading.Event(), threading.Event()
+    serve = node.receiver._answering["EVT_N_ACTION"]
+
+    def slow(event: evt.Event) -> Any:
+        busy.set()
+        assert go_on.wait(30)
+        return serve(event)
+
+    statuses: list[int] = []
+
+    def ask_again() -> None:
+        response, _ = assoc.send_n_action(
+            second, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+        )
+        statuses.append(response.Status)
+
+    objects = stored(node)
+    first, second, third = request(objects), request(objects), request(objects)
+    with calling(node, "SCANNER", handlers=[(evt.EVT_N_EVENT_REPORT, take)]) as assoc:
+        for ds in (first, third):
+            response, _ = assoc.send_n_action(
+                ds, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+            )
+            assert response.Status == 0x0000
+        node.receiver._answering["EVT_N_ACTION"] = slow
+        asking = threading.Thread(target=ask_again)
+        asking.start()
+        assert busy.wait(30)
+        node.tick(1002.0)
+        assert [report.TransactionUID for _, report in modality.told] == [
+            first.TransactionUID,
+            third.TransactionUID,
+        ]
+        go_on.set()
+        asking.join(30)
+        assert statuses == [0x0000]
+        node.tick(1004.0)
+        assert [report.TransactionUID for report in told] == [second.TransactionUID]
+        assert assoc.is_established
+    assert node.promises() == []
+
+
+def test_what_a_peer_asks_while_it_is_told_is_no_answer_to_that(node: Node, modality: Modality) -> None:
+    """It stays for the association's own thread."""
+    objects = stored(node)
+    second = request(objects)
+
+    def take(event: evt.Event) -> tuple[int, None]:
+        ask: Any = N_ACTION()
+        ask.MessageID, ask.ActionTypeID = 7, 1
+        ask.RequestedSOPClassUID = StorageCommitmentPushModel
+        ask.RequestedSOPInstanceUID = StorageCommitmentPushModelInstance
+        syntax = event.context.transfer_syntax
+        ask.ActionInformation = BytesIO(encoded(second, syntax))
+        event.assoc.dimse.send_msg(ask, event.context.context_id)
+        return 0x0000, None
+
+    with calling(node, "SCANNER", handlers=[(evt.EVT_N_EVENT_REPORT, take)]) as assoc:
+        response, _ = assoc.send_n_action(
+            request(objects), 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+        )
+        assert response.Status == 0x0000
+        node.tick(1002.0)
+        until(
+            lambda: [node.ledger.promised(p.id) for p in node.promises()] == [tuple(objects)],
+            "the second request is taken",
+        )
+        assert assoc.is_established
+    assert modality.told == []
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pynetdicom import AE
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import UserIdentityNegotiation
 
+from dicomnode.audit.trail import Audit
 from dicomnode.config import Config, Peer, Tls
 from dicomnode.errors import ConfigurationError, Transient
 from dicomnode.network import identity as identity_module
@@ -438,6 +439,29 @@ def test_a_flood_of_passwords_does_not_wait_in_line(monkeypatch: pytest.MonkeyPa
         go_on.set()
         assert {future.result() for future in waiting} == {"it gives a wrong password"}
     assert check.refusal(peer, wrong) == "it gives a wrong password"
+
+
+def test_too_many_new_passwords_are_congestion_and_no_alert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PS3.8 table 9-21: 2, 3, 1. Over in a second; a sender counts rejections for good."""
+    alerts: list[str] = []
+    monkeypatch.setattr(Audit, "refused", lambda _audit, _party, reason, **_: alerts.append(reason))
+    peer = Peer(name="scanner", ae_title="SCANNER", user="nm1", password_hash=HASH)
+    with running_node(tmp_path, peers=(peer,)) as node:
+        waiting = node.receiver._identity._waiting
+        for _ in range(MAX_WAITING):
+            assert waiting.acquire(blocking=False)
+        with calling(node.port, None, user=b"nm1", password=b"correct horse") as assoc:
+            answer = rejection(assoc)
+            assert (answer.result, answer.result_source, answer.diagnostic) == (2, 3, 1)
+        assert alerts == []
+        waiting.release(MAX_WAITING)
+        with calling(node.port, None, user=b"nm1", password=b"correct horse") as assoc:
+            assert assoc.is_established
+        with calling(node.port, None, user=b"nm1", password=b"Tr0ub4dor") as assoc:
+            assert rejection(assoc).result == 1
+    assert alerts == ["[[peers]] 'scanner': it gives a wrong password"]
 
 
 def test_we_give_our_user_and_password_where_the_peer_wants_them(tmp_path: Path) -> None:

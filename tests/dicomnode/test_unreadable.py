@@ -7,6 +7,7 @@ import logging
 import socket
 import struct
 import threading
+import time
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.dsutils import decode
 from pynetdicom.sop_class import StorageCommitmentPushModelInstance  # type: ignore[attr-defined]
 
@@ -42,6 +43,7 @@ from tests.dicomnode.raw_peer import (
     CT,
     DATA,
     ECHO,
+    RELEASE_RP,
     associate_rq,
     command,
     echo_rq,
@@ -160,9 +162,93 @@ def test_what_a_pacs_answers_and_nobody_can_read_is_one_line(caplog: pytest.LogC
         peer = Peer(name="PACS", ae_title="PACS", host="127.0.0.1", port=listener.getsockname()[1])
         with pytest.raises(Transient, match="granted no association"):
             echo(peer, "NODE", 5.0)
-    lines = [r.getMessage() for r in caplog.records if r.name == "dicomnode.network.send"]
+    lines = [r.getMessage() for r in caplog.records if r.name == "dicomnode.network.answers"]
     assert len(lines) == 1
     assert lines[0].startswith("PACS sent what cannot be read: ValueError")
+
+
+def associate_ac() -> bytes:
+    """Context 1 accepted, in implicit VR (PS3.8 9.3.3)."""
+    context = item(0x21, bytes((1, 0, 0, 0)) + item(0x40, ImplicitVRLittleEndian.encode()))
+    user = item(0x50, item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3"))
+    body = struct.pack(">H66x", 1) + item(0x10, b"1.2.840.10008.3.1.1.1") + context + user
+    return pdu(ASSOCIATE_AC, body)
+
+
+def echo_rsp(*more: bytes) -> bytes:
+    """A P-DATA-TF with it. more: elements that stand first."""
+    rest = (element(0x0100, b"\x30\x80"), element(0x0120, b"\1\0"), element(0x0800, b"\1\1"))
+    return pdu(DATA, pdv(1, 3, command(*more, *rest, element(0x0900, b"\0\0"))))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (pdu(ABORT, bytes((0, 0, PROVIDER, 9))), "what cannot be read: ValueError"),
+        (pdu(DATA, pdv(1, 3, command(element(0x0100, b"\x77\x77")))), "what cannot be read"),
+        (pdu(DATA, pdv(1, 3, echo_rq()[:-4] + b"\2\0\1\1\1")), "what cannot be read"),
+        (echo_rsp(uid(0x0002, "1." * 46 + "11")), "what cannot be read: ValueError"),
+        (pdu(99, bytes(10)), "a PDU of an unknown type"),
+        (associate_rq(ECHO), "a PDU out of turn"),
+    ],
+    ids=[
+        "A-ABORT for no known reason",
+        "no command",
+        "odd command",
+        "a UID too long",
+        "unknown",
+        "out of turn",
+    ],
+)
+def test_who_waits_for_an_answer_hears_at_once_that_it_cannot_be_read(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, answer: bytes, said: str
+) -> None:
+    """Not when the timeout is over, which is ten minutes for what is fetched."""
+    broken: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", broken.append)
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def pacs() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(associate_ac())
+                connection.recv(65536)
+                connection.sendall(answer)
+                while data := connection.recv(65536):
+                    heard.append(data)
+
+        thread = threading.Thread(target=pacs)
+        thread.start()
+        peer = Peer(name="PACS", ae_title="PACS", host="127.0.0.1", port=listener.getsockname()[1])
+        began = time.monotonic()
+        with pytest.raises(Transient, match="did not answer C-ECHO"):
+            echo(peer, "NODE", 120.0)
+        assert time.monotonic() - began < 60
+        thread.join(30)
+    assert b"".join(heard) == pdu(ABORT, bytes((0, 0, PROVIDER, 0)))
+    assert broken == [], "no thread of pynetdicom's has ended with a traceback"
+    (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("dicomnode")]
+    assert line.startswith(f"PACS sent {said}")
+
+
+def test_an_echo_is_answered_by_the_same_pacs() -> None:
+    """Else the test above would test its own bytes."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def pacs() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(associate_ac())
+                connection.recv(65536)
+                connection.sendall(echo_rsp(uid(0x0002, ECHO[0])))
+                connection.recv(65536)
+                connection.sendall(pdu(RELEASE_RP, bytes(4)))
+
+        threading.Thread(target=pacs, daemon=True).start()
+        echo(Peer(name="PACS", ae_title="PACS", host="127.0.0.1", port=listener.getsockname()[1]), "NODE", 60)
 
 
 # ── data sets ────────────────────────────────────────────────────────────────────────────────────
