@@ -24,8 +24,9 @@ Storage Commitment Push Model SOP Class, {push_model}, both roles, implicit and 
 After every result is delivered to a destination with `commitment = true`, one N-ACTION (action type
 {action}) with a Transaction UID of its own and every result of the run in ReferencedSOPSequence. The
 association stays open for `[commitment] stay_s`, or until the reports have come; it is released when each
-of them is answered. Reports are taken over it, and at any later time over associations that the peer opens and
-in which it proposes the SCP role (SCP/SCU role selection, PS3.7 D.3.3.4; without it the context is rejected).
+of them is answered. Reports are taken over it, and at any later time over associations that the peer opens
+and in which it proposes the SCP role (SCP/SCU role selection, PS3.7 D.3.3.4; without it the context is
+rejected).
 
 | N-EVENT-REPORT | status | then |
 |---|---|---|
