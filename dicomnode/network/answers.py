@@ -24,6 +24,8 @@ from dicomnode.network.wire import read_through
 
 log = logging.getLogger(__name__)
 
+# PS3.8 9.2.3: the peer has aborted, its connection has closed, we abort.
+_ENDS = frozenset({"AA-3", "AA-4", "AA-8"})
 # At once, of what a peer sends after its association has ended.
 _DISCARDED_BYTES = 1 << 16
 
@@ -39,7 +41,7 @@ class Answers:
         self._name = name
         self._messages = Waiting()
         self._turn = threading.RLock()  # of whoever serves a report, sends a message or releases
-        self._told = False
+        self._told = self._ended = False
 
     def attend(self, association: Association) -> None:
         """Hear what comes over it: from its connection on, before anything can have come."""
@@ -59,7 +61,10 @@ class Answers:
         with self._turn:
             for _ in range(self._messages.qsize()):
                 self._serve_next()
-            self._association.release()
+            # pynetdicom's thread may not know yet that it has ended: the answer to A-RELEASE would be waited
+            # for from nobody.
+            if not self._ended:
+                self._association.release()
 
     # ── messages ─────────────────────────────────────────────────────────────────────────────
 
@@ -139,6 +144,8 @@ class Answers:
         pynetdicom then leaves whoever waits for an answer to its timeout.
         """
         action = TRANSITION_TABLE.get((event, self._dul.state_machine.current_state))
+        if action in _ENDS:
+            self._ended = True
         self._act(event)
         if action == "AA-8":
             self._tell("a PDU of an unknown type" if event == INVALID_PDU else "a PDU out of turn")

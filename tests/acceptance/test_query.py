@@ -220,7 +220,7 @@ def test_a_query_can_be_cancelled(viewer: Viewer, study: StudyFiles) -> None:
 def test_a_peer_without_the_right_finds_nothing(viewer: Viewer, node: Node) -> None:
     said = viewer.run("findscu", "-S", keys=("QueryRetrieveLevel=STUDY",), calling=MODALITY_AE)
     assert "No Acceptable Presentation Contexts" in said
-    until(lambda: "asked for what" in node.log(), "the log names it")
+    until(lambda: "asked to find" in node.log(), "the log names it")
 
 
 def test_a_study_moves_to_a_known_peer_as_it_was_received(

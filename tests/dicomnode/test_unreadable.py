@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom.association import Association
 from pynetdicom.dsutils import decode
 from pynetdicom.sop_class import StorageCommitmentPushModelInstance  # type: ignore[attr-defined]
 
@@ -249,6 +250,29 @@ def test_an_echo_is_answered_by_the_same_pacs() -> None:
 
         threading.Thread(target=pacs, daemon=True).start()
         echo(Peer(name="PACS", ae_title="PACS", host="127.0.0.1", port=listener.getsockname()[1]), "NODE", 60)
+
+
+def test_an_association_that_has_ended_is_not_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pynetdicom's own thread may not know of its end yet; the answer to A-RELEASE would never come."""
+    released: list[object] = []
+    monkeypatch.setattr(Association, "release", released.append)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def pacs() -> None:
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(associate_ac())
+                connection.recv(65536)
+                connection.sendall(associate_rq(ECHO))
+                while connection.recv(65536):
+                    pass
+
+        threading.Thread(target=pacs, daemon=True).start()
+        peer = Peer(name="PACS", ae_title="PACS", host="127.0.0.1", port=listener.getsockname()[1])
+        with pytest.raises(Transient, match="did not answer C-ECHO"):
+            echo(peer, "NODE", 30.0)
+    assert released == []
 
 
 # ── data sets ────────────────────────────────────────────────────────────────────────────────────
