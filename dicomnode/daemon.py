@@ -49,7 +49,7 @@ from dicomnode.query.find import FindService
 from dicomnode.query.indexer import Indexer
 from dicomnode.query.retrieve import GetService, MoveService
 from dicomnode.reception.intake import Intake
-from dicomnode.reception.spool import Spool
+from dicomnode.reception.spool import QUARANTINE, SPOOL, Spool
 from dicomnode.reception.store import StoreService
 from dicomnode.reload import Reloaded, reloaded
 from dicomnode.retention import Retention
@@ -314,7 +314,7 @@ def prepare_data_dir(config: Config) -> None:
     data_dir = config.node.data_dir
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
-        for name in ("spool", "quarantine", "results"):
+        for name in (SPOOL, QUARANTINE, "results"):
             (data_dir / name).mkdir(exist_ok=True, mode=FOLDER_MODE)
         # With SQLite the ledger's first transaction would do it; a database server does not.
         sync_folder(data_dir)

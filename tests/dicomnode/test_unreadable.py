@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,21 +149,31 @@ def test_event_reports_get_no_threads_of_their_own(tmp_path: Path, monkeypatch: 
         assert {thread.ident for thread in threading.enumerate()} == before
 
 
-def test_what_a_pacs_answers_and_nobody_can_read_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+@contextlib.contextmanager
+def pacs_that_says(*answers: bytes) -> Iterator[tuple[Peer, list[bytes]]]:
+    """One answer to each thing that it hears. yields: it, and what it hears after the last answer."""
+    heard: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def answer() -> None:
+        def pacs() -> None:
             connection, _ = listener.accept()
             with connection, contextlib.suppress(OSError):
-                connection.recv(65536)
-                connection.sendall(pdu(ABORT, bytes((0, 0, PROVIDER, 9))))
-                while connection.recv(65536):
-                    pass
+                for answer in answers:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+                while data := connection.recv(65536):
+                    heard.append(data)
 
-        threading.Thread(target=answer, daemon=True).start()
-        peer = Peer(name="PACS", ae_title="PACS", host="127.0.0.1", port=listener.getsockname()[1])
-        with pytest.raises(Transient, match="granted no association"):
-            echo(peer, "NODE", 5.0)
+        thread = threading.Thread(target=pacs, daemon=True)
+        thread.start()
+        yield Peer(name="PACS", ae_title="PACS", host="127.0.0.1", port=listener.getsockname()[1]), heard
+        thread.join(30)
+
+
+def test_what_a_pacs_answers_and_nobody_can_read_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    said = pdu(ABORT, bytes((0, 0, PROVIDER, 9)))
+    with pacs_that_says(said) as (peer, _), pytest.raises(Transient, match="granted no association"):
+        echo(peer, "NODE", 5.0)
     lines = [r.getMessage() for r in caplog.records if r.name == "dicomnode.network.answers"]
     assert len(lines) == 1
     assert lines[0].startswith("PACS sent what cannot be read: ValueError")
@@ -207,27 +218,11 @@ def test_who_waits_for_an_answer_hears_at_once_that_it_cannot_be_read(
     """Not when the timeout is over, which is ten minutes for what is fetched."""
     broken: list[object] = []
     monkeypatch.setattr(threading, "excepthook", broken.append)
-    heard: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def pacs() -> None:
-            connection, _ = listener.accept()
-            with connection, contextlib.suppress(OSError):
-                connection.recv(65536)
-                connection.sendall(associate_ac())
-                connection.recv(65536)
-                connection.sendall(answer)
-                while data := connection.recv(65536):
-                    heard.append(data)
-
-        thread = threading.Thread(target=pacs)
-        thread.start()
-        peer = Peer(name="PACS", ae_title="PACS", host="127.0.0.1", port=listener.getsockname()[1])
+    with pacs_that_says(associate_ac(), answer) as (peer, heard):
         began = time.monotonic()
         with pytest.raises(Transient, match="did not answer C-ECHO"):
             echo(peer, "NODE", 120.0)
         assert time.monotonic() - began < 60
-        thread.join(30)
     assert b"".join(heard) == pdu(ABORT, bytes((0, 0, PROVIDER, 0)))
     assert broken == [], "no thread of pynetdicom's has ended with a traceback"
     (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("dicomnode")]
@@ -236,42 +231,18 @@ def test_who_waits_for_an_answer_hears_at_once_that_it_cannot_be_read(
 
 def test_an_echo_is_answered_by_the_same_pacs() -> None:
     """Else the test above would test its own bytes."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def pacs() -> None:
-            connection, _ = listener.accept()
-            with connection, contextlib.suppress(OSError):
-                connection.recv(65536)
-                connection.sendall(associate_ac())
-                connection.recv(65536)
-                connection.sendall(echo_rsp(uid(0x0002, ECHO[0])))
-                connection.recv(65536)
-                connection.sendall(pdu(RELEASE_RP, bytes(4)))
-
-        threading.Thread(target=pacs, daemon=True).start()
-        echo(Peer(name="PACS", ae_title="PACS", host="127.0.0.1", port=listener.getsockname()[1]), "NODE", 60)
+    answers = associate_ac(), echo_rsp(uid(0x0002, ECHO[0])), pdu(RELEASE_RP, bytes(4))
+    with pacs_that_says(*answers) as (peer, _):
+        echo(peer, "NODE", 60)
 
 
 def test_an_association_that_has_ended_is_not_released(monkeypatch: pytest.MonkeyPatch) -> None:
     """pynetdicom's own thread may not know of its end yet; the answer to A-RELEASE would never come."""
     released: list[object] = []
     monkeypatch.setattr(Association, "release", released.append)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def pacs() -> None:
-            connection, _ = listener.accept()
-            with connection, contextlib.suppress(OSError):
-                connection.recv(65536)
-                connection.sendall(associate_ac())
-                connection.recv(65536)
-                connection.sendall(associate_rq(ECHO))
-                while connection.recv(65536):
-                    pass
-
-        threading.Thread(target=pacs, daemon=True).start()
-        peer = Peer(name="PACS", ae_title="PACS", host="127.0.0.1", port=listener.getsockname()[1])
-        with pytest.raises(Transient, match="did not answer C-ECHO"):
-            echo(peer, "NODE", 30.0)
+    answers = associate_ac(), associate_rq(ECHO)
+    with pacs_that_says(*answers) as (peer, _), pytest.raises(Transient, match="did not answer C-ECHO"):
+        echo(peer, "NODE", 30.0)
     assert released == []
 
 
