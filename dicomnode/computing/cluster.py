@@ -15,7 +15,6 @@ that its worker was lost, and decides.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import pickle
 import threading
 import uuid
@@ -46,7 +45,6 @@ KILL_ANSWER_S = 10.0
 RESTART_S = 30.0
 _LOST = "See the log of that worker and its machine's memory; the case is tried again"
 _SCHEDULER = "Start the scheduler, or correct [cluster] scheduler; cases wait until it answers"
-_DAEMONIC = "Start it with `dicomnode worker`, or with DASK_DISTRIBUTED__WORKER__DAEMON=False"
 
 
 # ── on the worker ────────────────────────────────────────────────────────────────────────────────
@@ -69,8 +67,6 @@ def supervised(
         raise Unavailable(
             f"the worker {where} has dicomnode {__version__}, this node {version}", "Install the same version"
         )
-    if multiprocessing.current_process().daemon:
-        raise Unavailable(f"the worker {where} may not start processes", _DAEMONIC)
     begun = Event(token)
     if begun.is_set():
         raise Transient("the worker that computed it was lost", _LOST)

@@ -24,8 +24,6 @@ from dicomnode.errors import ConfigurationError, Unavailable
 log = logging.getLogger(__name__)
 
 _SETTINGS: dict[str, Any] = {
-    # A daemonic process may not start the job's.
-    "distributed.worker.daemon": False,
     # Dask runs many tasks on a machine, each on one core; here one job has them all.
     "distributed.nanny.pre-spawn-environ": {},
     # It looks at the memory of its own process alone; the job has [dose] memory_limit_gb.

@@ -11,6 +11,7 @@ import psutil
 import pydicom
 import pytest
 
+from dicomnode.computing import child_process
 from dicomnode.states import State
 from dicomnode.virtual_study import StudyFiles
 from tests import small_study
@@ -39,7 +40,7 @@ def job_of(node: Node) -> psutil.Process | None:
     assert node.process is not None
     for child in psutil.Process(node.process.pid).children():
         # By what it runs: another child may still look like its parent, before it has become what it will be.
-        if "spawn_main" in " ".join(child.cmdline()):
+        if child_process.__name__ in " ".join(child.cmdline()):
             return child
     return None
 

@@ -1,14 +1,19 @@
 """A job may do what it wants: only its own future hears of it."""
 
+import importlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import CancelledError
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 
+from dicomnode.computing import child_process
 from dicomnode.computing.child import ChildExecutor
 from dicomnode.errors import Rejected, Transient
 
@@ -25,6 +30,16 @@ def raise_unpicklable() -> None:
     error = ValueError("has a lock")
     error.lock = threading.Lock()  # type: ignore[attr-defined]
     raise error
+
+
+class TwoReasonsError(Exception):
+    def __init__(self, one: str, *, other: str) -> None:
+        super().__init__(one)
+        self.other = other
+
+
+def raise_one_way() -> None:
+    raise TwoReasonsError("pickled", other="and not put together again")
 
 
 def die(number: int) -> None:
@@ -84,6 +99,35 @@ def test_an_exception_that_cannot_travel_is_still_told() -> None:
         executor.submit(raise_unpicklable).result()
 
 
+def test_an_exception_that_travels_one_way_only_is_still_told() -> None:
+    with ChildExecutor() as executor, pytest.raises(Transient, match=r"cannot be read: .*'other'"):
+        executor.submit(raise_one_way).result()
+
+
+def test_a_job_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an update under a running service."""
+    module = tmp_path / "module_of_yesterday.py"
+    module.write_text("def job(): pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    job = importlib.import_module(module.stem).job
+    module.unlink()
+    with ChildExecutor() as executor, pytest.raises(ModuleNotFoundError, match=module.stem):
+        executor.submit(job).result()
+
+
+def test_a_child_whose_parent_is_killed_before_it_says_what_to_do_ends_without_a_word() -> None:
+    here, there = Pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-m", child_process.__name__, str(there.fileno())],
+        pass_fds=[there.fileno()],
+        stderr=subprocess.PIPE,
+    )
+    there.close()
+    here.close()
+    assert child.communicate()[1] == b""
+    assert child.returncode == child_process.PARENT_DIED
+
+
 @pytest.mark.parametrize(("number", "text"), [(signal.SIGKILL, "memory killer"), (signal.SIGSEGV, "SIGSEGV")])
 def test_a_death_by_signal_is_transient_and_named(number: int, text: str) -> None:
     with ChildExecutor() as executor, pytest.raises(Transient, match=text):
@@ -111,6 +155,6 @@ def test_cancel_kills_a_job_that_hangs(tmp_path: Path) -> None:
         with pytest.raises(CancelledError):
             future.result()
         assert future.process is not None
-        future.process.join()
+        future.process.wait()
         assert not alive(pid)
         assert not future.cancel() or future.cancelled()
