@@ -40,11 +40,9 @@ from pipeline.dose_rate import (
     silent,
 )
 from pipeline.errors import EngineFailed
-from pipeline.heterogeneity import electron_energy, electron_reach, ray_kernel
 from pipeline.kernel_cache import KernelCache
 from pipeline.kernels import MGY_G_PER_MBQ_S_KEV, SOFT_TISSUE_G_PER_CM3, kernel_sha256, reach_voxels
 from pipeline.lattice import crop_box
-from pipeline.photon_absorption import absorption_relative_to_soft_tissue
 from pipeline.volume import Volume
 
 Box = tuple[slice, slice, slice]
@@ -88,6 +86,8 @@ def _dose_rate(
     rate, used, notes = _convolved(request, sources, targets, offset, 0.5 if local else 0.95, tell)
     density = request.density.array[targets]
     if local:
+        from pipeline.photon_absorption import absorption_relative_to_soft_tissue  # with compiled code
+
         rate *= absorption_relative_to_soft_tissue(request.nuclide, density)
         tell("electrons", 0.5)
         electrons = _electrons(request, targets, offset)
@@ -113,7 +113,11 @@ def _convolved(
     z, y, x = (at + t.start - s.start for at, t, s in zip(grid_offset, targets, sources, strict=True))
     period = fft_shape(mbq.shape, shape, (z, y, x), reach_voxels(spacing))
     tell("kernel", 0.0)
-    on_rays = ray_kernel(request.nuclide, spacing) if request.heterogeneity == "local_transport" else None
+    on_rays = None
+    if request.heterogeneity == "local_transport":
+        from pipeline.heterogeneity import ray_kernel  # compiled code, when it is needed
+
+        on_rays = ray_kernel(request.nuclide, spacing)
     spectrum = kernel_spectrum(request.nuclide, spacing, period, KernelCache(request.kernel_cache), on_rays)
     start = 0.4 * end
     tell("convolution", start)
@@ -135,6 +139,8 @@ def _electrons(request: DoseRequest, targets: Box, offset: Offset) -> Float32:
     Sources count as far around the targets as electrons reach in soft tissue; the density beyond what is
     known is that of the nearest voxel.
     """
+    from pipeline.heterogeneity import electron_energy, electron_reach  # compiled code, when it is needed
+
     activity, known = request.activity, request.surroundings or request.density
     grid = activity.grid
     reach = electron_reach(request.nuclide, grid.spacing_mm)

@@ -40,7 +40,6 @@ from pipeline.constants import JOULE_PER_KEV
 from pipeline.cores import available_cores
 from pipeline.decay import Nuclide
 from pipeline.kernel_cache import NOT_KEPT, KernelCache
-from pipeline.pair_distance import NODES, WEIGHTS, direction_means
 from pipeline.radial_kernel import REACH_MM, SOFT_TISSUE_G_PER_CM3, radial_kernel
 
 __all__ = [
@@ -193,6 +192,8 @@ def _exact_offsets(spacing_mm: Spacing, range_mm: float, voxels: float = EXACT_V
 
 def _exact(within: PchipInterpolator, places: NDArray[np.intp], spacing_mm: Spacing) -> Float64:
     """∫ dC(r) W_d(r), keV per decay, for every offset."""
+    from pipeline.pair_distance import NODES, WEIGHTS, direction_means  # compiled code; most kernels are kept
+
     spacing = np.asarray(spacing_mm)
     step = float(spacing.min()) / RADII_PER_VOXEL
     # Offsets that differ by an exchange of equal sides are one: less work, and exact symmetry.

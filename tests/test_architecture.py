@@ -158,6 +158,12 @@ def test_the_listening_process_loads_nothing_heavy() -> None:
     assert not loaded & {"distributed", "psycopg"}, "a node that needs neither runs without them"
 
 
+def test_a_job_loads_what_its_engine_needs_when_it_needs_it() -> None:
+    """Each job is a process of its own: what it loads in vain, every case waits for."""
+    loaded = loaded_by("import dicomnode.computing.case_job, dicomnode.computing.child_process")
+    assert not loaded & {"torch", "numba", "matplotlib", "skimage", "typer", "sqlalchemy"}
+
+
 def test_the_numbers_load_without_dicom() -> None:
     """A GPU machine has numpy, scipy and torch, and neither pydicom nor SimpleITK."""
     loaded = loaded_by("import " + ", ".join(WITHOUT_PYDICOM))
