@@ -79,8 +79,8 @@ checksum (CRC-32) that was taken of what came | committed |
 | is of another SOP class | {failed_CLASS_INSTANCE_CONFLICT} |
 | is damaged or cannot be read | {failed_PROCESSING_FAILURE} |
 
-A received object that is damaged is set aside and its case HELD; sent again, it is stored, and committed to when
-that is asked. While the folder of the objects is away, no report is made.
+A received object that is damaged is set aside and its case HELD; sent again, it is stored, and committed to
+when that is asked. While the folder of the objects is away, no report is made.
 
 The report goes over the association of the request if its requestor still has it open after {wait}
 and asks nothing over it just then;
