@@ -110,7 +110,9 @@ class Daemon:
         config = self.config
         self._deliverer = Deliverer(config, self.ledger, audit=self._audit, jumps=self._jumps)
         self._committer = Committer(config, self.ledger, self._reports, jumps=self._jumps)
-        self._answerer = Answerer(config, self.ledger, self._asked_over, self._jumps, self._audit)
+        self._answerer = Answerer(
+            config, self.ledger, self._asked_over, self.intake.damaged, self._jumps, self._audit
+        )
         self._fetcher = Fetcher(
             config, self.ledger, lambda event, peer: self._storing.take(event, peer), audit=self._audit
         )

@@ -1,6 +1,7 @@
 """The stage that keeps the node's word: what peers asked it to commit to is looked at, and they are told.
 
-An object is committed to when it is whole on disk and of the class that was asked about (PS3.4 J.3.3). The
+An object is committed to when it is of the class that was asked about and its file, read again from end to
+end, is what came (PS3.4 J.3.3); one that is damaged is set aside and its case held. The
 report goes over the association of the request while its requestor keeps that open, otherwise over one of
 our own to the peer's host and port, with roles reversed; again with pauses that double, across restarts,
 until it is taken or `[commitment] report_for_h` is over.
@@ -10,12 +11,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from pydicom.dataset import Dataset
 
 from dicomnode.audit.trail import SILENT, Audit, Party
 from dicomnode.clock import Jumps
+from dicomnode.commitment.inspection import Finding, inspect_object
 from dicomnode.commitment.message import EventType, FailureReason, Request, report_to_dataset
 from dicomnode.commitment.scp import OpenAssociations
 from dicomnode.commitment.wire import tell, tell_over
@@ -28,6 +31,8 @@ from dicomnode.records import Promise
 # A requestor that wants the report over another association releases this one at once.
 RELEASES_WITHIN_S = 1.0
 REPORTS_PER_TICK = 16
+# Objects of one request whose files something is wrong with; `dicomnode show` names the damaged ones, all.
+MOST_NAMED = 10
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +40,8 @@ log = logging.getLogger(__name__)
 class Answerer:
     """Tells who asked. One thread calls `tick`; `stop` may come from another.
 
-    jumps: by how much the clock was set ahead; None: it is never set.
+    damaged: takes files of received objects that are not what came, by SOP Instance UID. jumps: by how
+    much the clock was set ahead; None: it is never set.
     """
 
     def __init__(
@@ -43,10 +49,12 @@ class Answerer:
         config: Config,
         ledger: Ledger,
         associations: OpenAssociations,
+        damaged: Callable[[Mapping[str, Path], float], None],
         jumps: Jumps | None = None,
         audit: Audit = SILENT,
     ) -> None:
         self._audit = audit
+        self._set_aside = damaged
         self._jumps = jumps or Jumps(steady=None)
         self._settings = config.commitment
         self._deliver = config.deliver
@@ -80,9 +88,11 @@ class Answerer:
 
     def _answer(self, promise: Promise, now: float) -> None:
         request = Request(promise.transaction_uid, self._ledger.promised(promise.id))
-        failed = self._failures(request)
-        event, report = report_to_dataset(request, failed, self._our_ae_title)
         try:
+            failed = self._failures(promise, request, now)
+            if failed is None:
+                return  # the node stops: they are told after its next start
+            event, report = report_to_dataset(request, failed, self._our_ae_title)
             if not self._tell_at_once(promise, event, report):
                 tell(self._peer(promise), self._our_ae_title, self._deliver.timeout_s, event, report)
         except LedgerUnavailable:
@@ -125,31 +135,23 @@ class Answerer:
         )
         self._audit.committed(party, committed, not_committed, we_asked=False)
 
-    def _failures(self, request: Request) -> dict[str, FailureReason]:
-        """SOP Instance UIDs that the node does not take responsibility for, and why."""
+    def _failures(self, promise: Promise, request: Request, now: float) -> dict[str, FailureReason] | None:
+        """SOP Instance UIDs that the node does not take responsibility for, and why; None: it stops."""
         kept = self._ledger.kept([instance for _, instance in request.objects])
-        reasons = {
-            instance: self._failure(kept.get(instance), sop_class) for sop_class, instance in request.objects
+        found: dict[str, Finding] = {}
+        for sop_class, instance in request.objects:
+            if self._stopping.is_set():
+                return None
+            finding = inspect_object(self._data_dir, kept.get(instance), sop_class)
+            if finding is not None:
+                found[instance] = finding
+        damaged = {
+            uid: self._data_dir / finding.damaged.path for uid, finding in found.items() if finding.damaged
         }
-        return {instance: reason for instance, reason in reasons.items() if reason is not None}
-
-    def _failure(self, kept: tuple[str, str, int] | None, sop_class_uid: str) -> FailureReason | None:
-        if kept is None:
-            return FailureReason.NO_SUCH_OBJECT_INSTANCE
-        actual_class_uid, path, size_bytes = kept
-        if actual_class_uid != sop_class_uid:
-            return FailureReason.CLASS_INSTANCE_CONFLICT
-        try:
-            found_bytes = (self._data_dir / path).stat().st_size
-        except FileNotFoundError:
-            return FailureReason.NO_SUCH_OBJECT_INSTANCE
-        except OSError as error:
-            log.error("%s cannot be looked at: %s", path, error)
-            return FailureReason.PROCESSING_FAILURE
-        if found_bytes != size_bytes:
-            log.error("%s has %d bytes; %d were received", path, found_bytes, size_bytes)
-            return FailureReason.PROCESSING_FAILURE
-        return None
+        if damaged:
+            self._set_aside(damaged, now)
+        _name_files(promise, found)
+        return {uid: finding.reason for uid, finding in found.items()}
 
     def _peer(self, promise: Promise) -> Peer:
         peer = self._peers.get(promise.peer)
@@ -178,3 +180,12 @@ class Answerer:
         level = logging.WARNING if failed else logging.INFO
         count = objects - len(failed)
         log.log(level, "%s was told that we commit to %d object(s)%s", promise.peer, count, text)
+
+
+def _name_files(promise: Promise, found: Mapping[str, Finding]) -> None:
+    """A line for each file that something is wrong with: once, though the peer is told again and again."""
+    told = [(u, f) for u, f in found.items() if f.words and (f.damaged or not promise.tries)]
+    for uid, finding in told[:MOST_NAMED]:
+        log.error("%s asked us to commit to %s, and we do not: %s", promise.peer, uid, finding.words)
+    if len(told) > MOST_NAMED:
+        log.error("%s asked about %d more objects like that", promise.peer, len(told) - MOST_NAMED)

@@ -72,12 +72,15 @@ are committed to, otherwise {some}; Retrieve AE Title is ours.
 
 | an object | FailureReason |
 |---|---|
-| is whole on disk (its file has the size that was received; its content is not read again) and of the \
-class that was asked about | committed |
-| is one of our results, and its file is | committed |
-| never came, was refused, or was removed by retention | {failed_NO_SUCH_OBJECT_INSTANCE} |
+| is of the class that was asked about, and its file, read again from the disk from end to end, has the \
+checksum (CRC-32) that was taken of what came | committed |
+| is one of our results: of its size, readable to the end, its header that of the object | committed |
+| never came, was refused, was removed by retention, or its file is gone | {failed_NO_SUCH_OBJECT_INSTANCE} |
 | is of another SOP class | {failed_CLASS_INSTANCE_CONFLICT} |
-| is cut short or cannot be looked at | {failed_PROCESSING_FAILURE} |
+| is damaged or cannot be read | {failed_PROCESSING_FAILURE} |
+
+A received object that is damaged is set aside and its case HELD; sent again, it is stored, and committed to
+when that is asked. While the folder of the objects is away, no report is made.
 
 The report goes over the association of the request if its requestor still has it open after {wait}
 and asks nothing over it just then;

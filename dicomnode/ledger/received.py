@@ -29,7 +29,8 @@ class Received(Database):
     def add_instances(self, instances: Sequence[Instance], now: float) -> set[int]:
         """Register received objects; their cases hear of it. returns: ids of the cases touched.
 
-        Objects that are registered already are left as they are and touch no case.
+        Objects that are registered already are left as they are, except what their file is, and touch no
+        case.
         """
         if not instances:
             return set()
@@ -37,6 +38,7 @@ class Received(Database):
         with self._batch() as connection:
             present = known(connection, [i.sop_instance_uid for i in instances])
             new = {i.sop_instance_uid: i for i in instances if i.sop_instance_uid not in present}
+            _renew(connection, [i for i in instances if i.sop_instance_uid in present])
             by_study: dict[str, list[Instance]] = {}
             for instance in new.values():
                 by_study.setdefault(instance.study_instance_uid, []).append(instance)
@@ -206,6 +208,14 @@ def _uids_lacking(reason: str) -> Iterable[str]:
     """The SOP Instance UIDs of `_lacking`."""
     _, _, objects = reason.partition(": ")
     return (one.partition(", ")[0] for one in objects.split("; "))
+
+
+def _renew(connection: Connection, instances: Sequence[Instance]) -> None:
+    """Their files were damaged and set aside: they have come again, perhaps in another transfer syntax."""
+    for i in instances:
+        file = {"transfer_syntax_uid": i.transfer_syntax_uid, "path": i.path, "size_bytes": i.size_bytes}
+        mine = INSTANCES.c.sop_instance_uid == i.sop_instance_uid
+        connection.execute(update(INSTANCES).where(mine).values(**file))
 
 
 def _set_aside(connection: Connection, case_id: int) -> set[str]:

@@ -11,6 +11,7 @@ import contextlib
 import queue
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
@@ -38,6 +39,7 @@ from dicomnode.network.command_set import LAST_COMMAND_FRAGMENT, c_store_rq
 
 if TYPE_CHECKING:
     from dicomnode.network.transport import AcceptedAssociation
+    from dicomnode.network.upper_layer import UpperLayer
 
 # PS3.8 table 9-10: an invalid PDU. The association is aborted (AA-1, AA-8) and the peer told so.
 INVALID_PDU = "Evt19"
@@ -195,7 +197,7 @@ class DIMSE(DIMSEServiceProvider):
             self._begun_s = self._last_s
 
     def _receive_other(self, primitive: P_DATA) -> None:
-        """As pynetdicom does it; what it raises is for `_DUL` to tell, and every request has its turn.
+        """As pynetdicom does it; what it raises is for `UpperLayer` to tell, and every request has its turn.
 
         pynetdicom makes a thread for each N-EVENT-REPORT: a peer could have as many as it likes.
         """
@@ -239,6 +241,14 @@ class DIMSE(DIMSEServiceProvider):
             request, self._store = self._store, None
             self.msg_queue.put((context_id, request))
         return True
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        with self.whole_message():
+            super().send_msg(primitive, context_id)
+
+    def whole_message(self) -> AbstractContextManager[None]:
+        """Send the P-DATA of one message: what another thread answers meanwhile goes after it."""
+        return cast("UpperLayer", self.assoc.dul).outgoing.message()
 
     def get_msg(self, block: bool = False) -> Any:
         if block:

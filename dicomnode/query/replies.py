@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from pynetdicom import evt
 from pynetdicom.pdu_primitives import P_DATA
 
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.network.command_set import c_find_rsp, data_fragments
+from dicomnode.network.messages import DIMSE
 from dicomnode.network.send import LARGEST_PDU_BYTES
 from dicomnode.query.identifier import UNABLE_TO_PROCESS, Refused
 
@@ -60,8 +61,9 @@ class Replies:
         if len(command) + len(identifier) <= room:
             self._send_values([command, *data_fragments(identifier, room)])
             return
-        for value in (command, *data_fragments(identifier, room)):
-            self._send_values([value])
+        with cast(DIMSE, self.assoc.dimse).whole_message():
+            for value in (command, *data_fragments(identifier, room)):
+                self._send_values([value])
 
     def _send_values(self, values: list[bytes]) -> None:
         primitive: Any = P_DATA()

@@ -16,7 +16,7 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 
 from dicomnode.reception.defects import Defect, Flawed
-from dicomnode.reception.spool import Origin, file_meta, split_file
+from dicomnode.reception.spool_file import Origin, file_meta, split_file
 
 _PIXEL_DATA = 0x7FE00010
 # What a computation reads besides the pixels. A difference here changes the result, so it must not

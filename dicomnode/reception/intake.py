@@ -18,7 +18,8 @@ from dicomnode.errors import LedgerUnavailable, RowRefused
 from dicomnode.ledger import Ledger
 from dicomnode.reception.defects import Flawed
 from dicomnode.reception.header import Header, inspect
-from dicomnode.reception.spool import Note, Origin, Spool, split_file
+from dicomnode.reception.spool import Note, Spool
+from dicomnode.reception.spool_file import Origin, split_file
 from dicomnode.records import Instance, Quarantined
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 # Why a case lacks objects that were acknowledged.
 _NOT_TAKEN = "the database did not take"
 _NOT_READ = "the disk did not give back"
+_DAMAGED = "the disk damaged"
 
 
 class Intake:
@@ -75,6 +77,27 @@ class Intake:
     def is_result(self, sop_instance_uid: str) -> bool:
         """Whether it is one of our own results. Raises LedgerUnavailable."""
         return self._ledger.is_result(sop_instance_uid)
+
+    def damaged(self, paths: Mapping[str, Path], now: float) -> None:
+        """Acknowledged objects are not whole any more. paths: SOP Instance UID → file.
+
+        Their cases are held, and their files make way for the same objects, sent again. Raises
+        LedgerUnavailable: then every file is where it was.
+        """
+        for uid, path in paths.items():
+            aside = self._spool.relative(self._spool.discarded(path))
+            self._lacks(path.parent.name, _DAMAGED, uid, aside, old=False)
+        self.flush(now)
+        if self.kept_by is not None:
+            raise self.kept_by
+        for uid, path in paths.items():
+            try:
+                with self._spool.claim(uid):
+                    self._spool.discard(path)
+            except OSError as error:
+                # It is damaged all the same, and found again by whoever asks next.
+                relative = self._spool.relative(path)
+                log.error("%s is damaged and cannot be set aside: %s", relative, error.strerror or error)
 
     def flush(self, now: float) -> set[int]:
         """Tell the ledger. returns: ids of the cases that got new objects.

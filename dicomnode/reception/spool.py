@@ -20,10 +20,8 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import sys
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
@@ -32,33 +30,20 @@ from pathlib import Path
 
 from dicomnode.claims import Claims, leave_alone
 from dicomnode.durable import sync_folder
-from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomnode.privacy import FILE_MODE, FOLDER_MODE
 from dicomnode.reception.defects import Defect, Flawed
 from dicomnode.reception.header import is_valid_uid
 from dicomnode.reception.incoming import pieces
+from dicomnode.reception.spool_file import Origin, file_meta
 
 # Folders below data_dir.
 SPOOL = "spool"
 QUARANTINE = "quarantine"
-_PREAMBLE_BYTES = 128
-_PREFIX = b"DICM"
 # Folder syncs at the same time; the file system makes one flush of them.
 _SYNC_THREADS = 16
 # The kernel sets memory aside in pieces of a write's size, and large pieces are slow to find where memory
 # is scattered: half-megabyte writes took twice the system time of these.
 _WRITE_BYTES = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """How an object came: what stands beside its data set."""
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    peer: str
-    """AE title of the caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +238,11 @@ class Spool:
 
     def discard(self, path: Path) -> None:
         """Take a broken file out of the way of the object that will be sent again."""
-        path.rename(self._quarantine / f"{path.stem}.broken")
+        path.rename(self.discarded(path))
+
+    def discarded(self, path: Path) -> Path:
+        """Where `discard` puts a file."""
+        return self._quarantine / f"{path.stem}.broken"
 
     def close(self) -> None:
         """End the threads that sync folders."""
@@ -320,73 +309,6 @@ class Spool:
     def _require_room(self, size_bytes: int) -> None:
         if self._free(self.data_dir) < self._min_free_bytes + size_bytes:
             raise OSError(errno.ENOSPC, "less free than [receive] min_free_gb")
-
-
-def file_meta(origin: Origin, data: memoryview) -> bytes:
-    """Preamble and file meta information, built by hand (PS3.10 7.1).
-
-    The preamble, free for any use, holds the data set's length and checksum.
-    """
-    group = b"".join(
-        (
-            struct.pack("<HH2s2xL2s", 2, 0x0001, b"OB", 2, b"\0\1"),
-            _meta_element(0x0002, b"UI", origin.sop_class_uid),
-            _meta_element(0x0003, b"UI", origin.sop_instance_uid),
-            _meta_element(0x0010, b"UI", origin.transfer_syntax_uid),
-            _meta_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
-            _meta_element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
-            _meta_element(0x0016, b"AE", origin.peer),  # Source Application Entity Title
-        )
-    )
-    length = struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(group))
-    return _preamble(data) + _PREFIX + length + group
-
-
-def split_file(content: memoryview) -> tuple[Origin, memoryview]:
-    """A file of the spool → how it came, and its data set.
-
-    Raises Flawed(CUT_SHORT) when the file is not whole.
-    """
-    start = _PREAMBLE_BYTES + len(_PREFIX) + 12
-    if len(content) < start:
-        raise Flawed(Defect.CUT_SHORT, "its file meta information is missing")
-    end = start + struct.unpack_from("<L", content, start - 4)[0]
-    data = content[end:]
-    if content[:_PREAMBLE_BYTES] != _preamble(data):
-        raise Flawed(Defect.CUT_SHORT, "its checksum is not that of its data set")
-    try:
-        values = dict(_meta_elements(content[start:end]))
-        origin = Origin(values[0x0002], values[0x0003], values[0x0010], values[0x0016])
-    except (KeyError, struct.error):
-        raise Flawed(Defect.CUT_SHORT, "its file meta information is damaged") from None
-    return origin, data
-
-
-def _preamble(data: memoryview) -> bytes:
-    checksum = 0
-    for piece in pieces(data):
-        checksum = zlib.crc32(piece, checksum)
-    text = f"dicomnode {len(data)} bytes, CRC-32 {checksum:08x}\n"
-    return text.encode().ljust(_PREAMBLE_BYTES, b"\0")
-
-
-def _meta_elements(group: memoryview) -> Iterator[tuple[int, str]]:
-    position = 0
-    while position + 8 <= len(group):
-        number, vr, length = struct.unpack_from("<2xH2sH", group, position)
-        position += 8
-        if vr == b"OB":
-            length = struct.unpack_from("<L", group, position)[0]
-            position += 4
-        yield number, bytes(group[position : position + length]).decode("latin-1").strip(" \0")
-        position += length
-
-
-def _meta_element(number: int, vr: bytes, text: str) -> bytes:
-    value = text.encode("ascii", "replace")
-    if len(value) % 2:
-        value += b"\0" if vr == b"UI" else b" "
-    return struct.pack("<HH2sH", 2, number, vr, len(value)) + value
 
 
 def _write(

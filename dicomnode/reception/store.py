@@ -35,7 +35,8 @@ from dicomnode.reception.duplicates import compare
 from dicomnode.reception.header import Header, inspect, is_valid_uid, study_instance_uid
 from dicomnode.reception.incoming import ANYWHERE, Scratch
 from dicomnode.reception.intake import Intake, instance_of
-from dicomnode.reception.spool import Note, Origin, Spool
+from dicomnode.reception.spool import Note, Spool
+from dicomnode.reception.spool_file import Origin
 
 if TYPE_CHECKING:
     from dicomnode.config import Right

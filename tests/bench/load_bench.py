@@ -27,7 +27,7 @@ from pathlib import Path
 from pydicom import dcmread
 
 from dicomnode.ledger import Ledger
-from dicomnode.reception.spool import split_file
+from dicomnode.reception.spool_file import split_file
 from dicomnode.records import Case
 from dicomnode.states import State
 from tests.acceptance.harness import NODE_AE, Node, Orthanc, acknowledged, until

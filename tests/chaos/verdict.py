@@ -20,7 +20,7 @@ from pydicom import Dataset
 
 from dicomnode.ledger import Ledger
 from dicomnode.reception.defects import Flawed
-from dicomnode.reception.spool import split_file
+from dicomnode.reception.spool_file import split_file
 from dicomnode.records import Case
 from dicomnode.states import State
 

@@ -28,13 +28,18 @@ def item(kind: int, body: bytes) -> bytes:
     return struct.pack(">BxH", kind, len(body)) + body
 
 
-def associate_rq(*contexts: tuple[str, str], calling: str = "SCANNER", called: str = "DICOMNODE") -> bytes:
+def associate_rq(
+    *contexts: tuple[str, str],
+    calling: str = "SCANNER",
+    called: str = "DICOMNODE",
+    max_length: int = 16384,
+) -> bytes:
     """An A-ASSOCIATE-RQ with one presentation context per (abstract syntax, transfer syntax)."""
     items = [item(0x10, b"1.2.840.10008.3.1.1.1")]
     for number, (abstract, transfer) in enumerate(contexts):
         body = struct.pack("BxBx", 2 * number + 1, 0)
         items.append(item(0x20, body + item(0x30, abstract.encode()) + item(0x40, transfer.encode())))
-    items.append(item(0x50, item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3")))
+    items.append(item(0x50, item(0x51, struct.pack(">L", max_length)) + item(0x52, b"1.2.3")))
     fixed = struct.pack(">Hxx16s16s32x", 1, called.encode().ljust(16), calling.encode().ljust(16))
     return pdu(ASSOCIATE_RQ, fixed + b"".join(items))
 
@@ -83,9 +88,9 @@ class RawPeer:
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_hostname="localhost")
 
-    def associate(self, *contexts: tuple[str, str], calling: str = "SCANNER") -> int:
+    def associate(self, *contexts: tuple[str, str], calling: str = "SCANNER", max_length: int = 16384) -> int:
         """returns: the type of the PDU that answers."""
-        self.send(associate_rq(*(contexts or (CT,)), calling=calling))
+        self.send(associate_rq(*(contexts or (CT,)), calling=calling, max_length=max_length))
         return self.answer()[0]
 
     def send(self, data: bytes) -> None:

@@ -17,7 +17,8 @@ from dicomnode.errors import ConfigurationError
 from dicomnode.ledger import Ledger
 from dicomnode.lock import Lock, abandoned, is_held, running
 from dicomnode.reception.intake import Intake
-from dicomnode.reception.spool import Origin, Spool
+from dicomnode.reception.spool import Spool
+from dicomnode.reception.spool_file import Origin
 from tests.dicomnode.modality import ROOMY, ct_slice, encoded
 
 DATA = memoryview(b"data of an object")

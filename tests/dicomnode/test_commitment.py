@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +99,39 @@ class Stages:
         return self.reports.answer(event, ae_title)[0]  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Site:
+    """A node's ledger and folder, and the PACS that it asks to commit."""
+
+    ledger: Ledger
+    data_dir: Path
+    pacs: CommittingPacs
+
+    def computed(self, *others: StandinPacs) -> Case:
+        """A case with results for the PACS, and for others too."""
+        return case_for(self.ledger, self.data_dir, self.pacs, *others)
+
+    def config(self, *others: StandinPacs, **commitment: object) -> Config:
+        return config_for(self.data_dir, self.pacs, *others, **commitment)
+
+    def stages(self, *others: StandinPacs, **commitment: object) -> Stages:
+        return Stages(self.config(*others, **commitment), self.ledger)
+
+    def waiting(self, *others: StandinPacs, **commitment: object) -> tuple[Case, Stages]:
+        """Such a case, which was sent and asked about at 20 s."""
+        case, stages = self.computed(*others), self.stages(*others, **commitment)
+        stages.tick(20.0)
+        return case, stages
+
+    def state(self, case: Case) -> State:
+        return self.ledger.case(case.id).state
+
+
+@pytest.fixture
+def site(ledger: Ledger, tmp_path: Path, pacs: CommittingPacs) -> Site:
+    return Site(ledger, tmp_path, pacs)
+
+
 def transactions(ledger: Ledger, case: Case) -> list[Commitment]:
     run = ledger.latest_run(case.id)
     assert run is not None
@@ -108,11 +142,9 @@ def transactions(ledger: Ledger, case: Case) -> list[Commitment]:
 
 
 def test_a_case_is_done_when_the_pacs_has_committed_to_every_object(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
-    stages.tick(20.0)
+    case, stages = site.waiting()
     waiting = ledger.case(case.id)
     assert (waiting.state, waiting.reason) == (State.SENDING, "waits for storage commitment of PACS")
     (asked,) = pacs.asked
@@ -122,117 +154,94 @@ def test_a_case_is_done_when_the_pacs_has_committed_to_every_object(
     assert (list(asked.objects), asked.action_type, asked.instance) == (results, 1, INSTANCE)
     stages.now = 30.0
     assert stages.report(report(asked)) == 0x0000
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
     assert {d.committed_at for d in rows(ledger, case)} == {30.0}
     assert [t.event for t in ledger.story(case.id)][-3:] == [Event.SEND, Event.AWAIT, Event.DELIVER]
     assert ledger.story(case.id)[-1].reason == "PACS committed to keeping every result"
 
 
-def test_a_report_over_the_association_of_the_request_is_waited_for(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
-) -> None:
+def test_a_report_over_the_association_of_the_request_is_waited_for(site: Site, pacs: CommittingPacs) -> None:
     pacs.at_once = True
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs, stay_s=5.0), ledger)
-    stages.tick(20.0)
-    assert ledger.case(case.id).state is State.DONE
+    case, _ = site.waiting(stay_s=5.0)
+    assert site.state(case) is State.DONE
     assert pacs.answers_at_once == [0x0000]
 
 
 def test_a_report_may_come_before_the_answer_to_the_request(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
     """The PACS waits for the report's status before it answers N-ACTION."""
     pacs.before_it_answers = True
-    case = case_for(ledger, tmp_path, pacs)
-    Stages(config_for(tmp_path, pacs), ledger).tick(20.0)
-    assert ledger.case(case.id).state is State.DONE
+    case, _ = site.waiting()
+    assert site.state(case) is State.DONE
     assert pacs.answers_at_once == [0x0000]
     assert [t.outcome for t in transactions(ledger, case)] == ["committed"]
 
 
-def test_a_report_after_a_restart_and_two_days_counts(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
-) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    Stages(config_for(tmp_path, pacs, ask_again_h=72, max_ask_again_h=72), ledger).tick(20.0)
-    again = Stages(config_for(tmp_path, pacs, ask_again_h=72, max_ask_again_h=72), ledger)
+def test_a_report_after_a_restart_and_two_days_counts(site: Site, pacs: CommittingPacs) -> None:
+    case, _ = site.waiting(ask_again_h=72, max_ask_again_h=72)
+    again = site.stages(ask_again_h=72, max_ask_again_h=72)
     again.tick(48 * H)
     assert len(pacs.asked) == 1
     assert again.report(report(pacs.asked[0])) == 0x0000
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
 def test_while_it_waits_nothing_is_sent_asked_or_written(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
-    stages.tick(20.0)
+    case, stages = site.waiting()
     before = (ledger.story(case.id), ledger.attempts(case.id), pacs.associations)
     for now in range(21, 3600, 60):
         stages.tick(float(now))
     assert (ledger.story(case.id), ledger.attempts(case.id), pacs.associations) == before
 
 
-def test_a_pacs_that_is_not_asked_needs_not_commit(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
-) -> None:
+def test_a_pacs_that_is_not_asked_needs_not_commit(site: Site, tmp_path: Path, pacs: CommittingPacs) -> None:
     with StandinPacs(tmp_path / "plain", "PLAIN") as plain:
-        case = case_for(ledger, tmp_path, pacs, plain)
-        stages = Stages(config_for(tmp_path, pacs, plain), ledger)
-        stages.tick(20.0)
+        case, stages = site.waiting(plain)
         stages.report(report(pacs.asked[0]))
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
 def test_each_of_two_pacs_is_asked_and_both_must_commit(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, tmp_path: Path, pacs: CommittingPacs
 ) -> None:
     with CommittingPacs(tmp_path / "archive", "ARCHIVE") as archive:
-        case = case_for(ledger, tmp_path, pacs, archive)
-        stages = Stages(config_for(tmp_path, pacs, archive), ledger)
-        stages.tick(20.0)
+        case, stages = site.waiting(archive)
         stages.report(report(pacs.asked[0]))
-        assert ledger.case(case.id).state is State.SENDING
+        assert site.state(case) is State.SENDING
         stages.report(report(archive.asked[0]), ae_title="ARCHIVE")
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
 def test_a_pacs_is_asked_as_soon_as_it_has_everything_though_another_is_down(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs, down: StandinPacs
+    site: Site, pacs: CommittingPacs, down: StandinPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs, down)
-    stages = Stages(config_for(tmp_path, pacs, down), ledger)
-    stages.tick(20.0)
+    case, stages = site.waiting(down)
     stages.report(report(pacs.asked[0]))
-    assert ledger.case(case.id).state is State.SENDING
+    assert site.state(case) is State.SENDING
     with down:
         stages.tick(200.0)
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
     assert len(pacs.asked) == 1
 
 
-def test_a_pacs_that_is_no_longer_asked_holds_nothing_up(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
-) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    Stages(config_for(tmp_path, pacs), ledger).tick(20.0)
-    settings = config_for(tmp_path, pacs).model_dump()
+def test_a_pacs_that_is_no_longer_asked_holds_nothing_up(site: Site, ledger: Ledger) -> None:
+    case, _ = site.waiting()
+    settings = site.config().model_dump()
     settings["peers"][0]["commitment"] = False
     Stages(parse(settings), ledger).tick(30.0)
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
 # ── what a PACS may do instead ───────────────────────────────────────────────────────────────────
 
 
 def test_what_was_not_committed_is_sent_and_asked_about_again(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
-    stages.tick(20.0)
+    case, stages = site.waiting()
     lost = pacs.asked[0].objects[1]
     assert stages.report(report(pacs.asked[0], {lost[1]: 0x0112}), SOME_FAILED) == 0x0000
     stages.tick(30.0)
@@ -242,16 +251,16 @@ def test_what_was_not_committed_is_sent_and_asked_about_again(
     assert pacs.asked[1].objects == (lost,)
     assert pacs.asked[1].transaction != pacs.asked[0].transaction
     stages.report(report(pacs.asked[1]))
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
     assert [t.outcome for t in transactions(ledger, case)] == ["failed", "committed"]
 
 
 def test_what_is_sent_again_days_later_has_its_own_time(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
     """[deliver] give_up_after_h: not from the first sending, which was a success."""
-    case = case_for(ledger, tmp_path, pacs)
-    settings = config_for(tmp_path, pacs, give_up_after_h=0).model_dump()
+    case = site.computed()
+    settings = site.config(give_up_after_h=0).model_dump()
     settings["deliver"]["give_up_after_h"] = 2
     stages = Stages(parse(settings), ledger)
     stages.tick(20.0)
@@ -263,7 +272,7 @@ def test_what_is_sent_again_days_later_has_its_own_time(
     first = late + 3 * H  # the node was off
     for now in (first, first + 1.9 * H):
         stages.tick(now)
-        assert ledger.case(case.id).state is State.SENDING
+        assert site.state(case) is State.SENDING
     stages.tick(first + 2.1 * H)
     failed = ledger.case(case.id)
     assert failed.state is State.FAILED
@@ -271,10 +280,10 @@ def test_what_is_sent_again_days_later_has_its_own_time(
 
 
 def test_an_object_that_is_never_committed_to_fails_the_case_with_reason_and_remedy(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs, max_refusals=2), ledger)
+    case = site.computed()
+    stages = site.stages(max_refusals=2)
     for number in range(2):
         stages.tick(100.0 * number + 20)
         asked = pacs.asked[-1]
@@ -287,14 +296,14 @@ def test_an_object_that_is_never_committed_to_fails_the_case_with_reason_and_rem
     ledger.resend(case.id, 400.0, ["PACS"])
     stages.tick(400.0)
     stages.report(report(pacs.asked[-1]))
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
 def test_a_pacs_that_never_reports_is_asked_again_with_a_wait_that_doubles(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, pacs: CommittingPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs, ask_again_h=1, max_ask_again_h=3), ledger)
+    case = site.computed()
+    stages = site.stages(ask_again_h=1, max_ask_again_h=3)
     asked_at = []
     for half_hour in range(20):
         before = len(pacs.asked)
@@ -303,15 +312,11 @@ def test_a_pacs_that_never_reports_is_asked_again_with_a_wait_that_doubles(
             asked_at.append(half_hour / 2)
     assert asked_at == [0.0, 1.0, 3.0, 6.0, 9.0]
     assert stages.report(report(pacs.asked[1])) == 0x0000, "a late report counts"
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
-def test_after_the_longest_time_without_a_report_the_case_fails(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
-) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs, give_up_after_h=12), ledger)
-    stages.tick(20.0)
+def test_after_the_longest_time_without_a_report_the_case_fails(site: Site, ledger: Ledger) -> None:
+    case, stages = site.waiting(give_up_after_h=12)
     stages.tick(20.0 + 13 * H)
     failed = ledger.case(case.id)
     assert failed.state is State.FAILED
@@ -320,11 +325,11 @@ def test_after_the_longest_time_without_a_report_the_case_fails(
 
 
 def test_a_pacs_that_refuses_the_request_is_asked_a_few_times(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
     pacs.action_status = 0x0110
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
+    case = site.computed()
+    stages = site.stages()
     for now in (20.0, 30.0, 60.0, 130.0, 140.0, 250.0):
         stages.tick(now)
     assert len(pacs.asked) == 3
@@ -348,10 +353,10 @@ def test_a_pacs_without_storage_commitment_is_named(ledger: Ledger, tmp_path: Pa
 
 
 def test_a_pacs_that_is_down_rests_and_no_case_is_the_worse_for_it(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    config = config_for(tmp_path, pacs)
+    case = site.computed()
+    config = site.config()
     stages = Stages(config, ledger)
     stages.deliverer.tick(20.0)
     pacs.stop()
@@ -361,15 +366,15 @@ def test_a_pacs_that_is_down_rests_and_no_case_is_the_worse_for_it(
     pacs.start()
     stages.tick(500.0)
     stages.report(report(pacs.asked[0]))
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
 def test_a_pacs_that_aborts_instead_of_answering_rests_and_is_asked_again(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
     pacs.aborts = True
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
+    case = site.computed()
+    stages = site.stages()
     for now in (20.0, 30.0, 40.0):
         stages.tick(now)
     assert [t.outcome for t in transactions(ledger, case)] == ["unanswered"]
@@ -377,14 +382,14 @@ def test_a_pacs_that_aborts_instead_of_answering_rests_and_is_asked_again(
     stages.tick(60.0)
     assert len(pacs.asked) == 2
     stages.report(report(pacs.asked[0]))
-    assert ledger.case(case.id).state is State.DONE, "it may have heard the first request all the same"
+    assert site.state(case) is State.DONE, "it may have heard the first request all the same"
 
 
 def test_a_request_that_breaks_is_not_repeated_at_every_tick(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs, monkeypatch: pytest.MonkeyPatch
+    site: Site, ledger: Ledger, pacs: CommittingPacs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
+    case = site.computed()
+    stages = site.stages()
     with monkeypatch.context() as patched:
         patched.setattr(commitment_wire, "request_to_dataset", lambda request: int(float("inf")))
         for now in (20.0, 21.0, 22.0):
@@ -395,11 +400,9 @@ def test_a_request_that_breaks_is_not_repeated_at_every_tick(
 
 
 def test_a_report_that_does_not_name_every_object_leaves_the_rest_to_be_asked_about(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
-    stages.tick(20.0)
+    case, stages = site.waiting()
     named = [pacs.asked[0].objects[0][1]]
     assert stages.report(report(pacs.asked[0], names=named)) == 0x0000
     assert transactions(ledger, case)[0].outcome == "incomplete"
@@ -411,24 +414,22 @@ def test_a_report_that_does_not_name_every_object_leaves_the_rest_to_be_asked_ab
 
 
 def test_a_late_report_that_comes_before_the_next_request_leaves_nothing_to_ask_for(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs, monkeypatch: pytest.MonkeyPatch
+    site: Site, ledger: Ledger, pacs: CommittingPacs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs, ask_again_h=1.0), ledger)
-    stages.tick(20.0)
+    case, stages = site.waiting(ask_again_h=1.0)
     listed = ledger.uncommitted("PACS")
     assert stages.report(report(pacs.asked[0])) == 0x0000
     monkeypatch.setattr(ledger, "uncommitted", lambda peer: listed)
     stages.tick(20.0 + 2 * H)
     assert len(pacs.asked) == len(transactions(ledger, case)) == 1
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
 def test_a_node_that_ended_between_ledger_and_request_asks_at_once_and_takes_either_report(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
+    case = site.computed()
+    stages = site.stages()
     stages.deliverer.tick(20.0)
     run = ledger.latest_run(case.id)
     assert run is not None
@@ -438,74 +439,64 @@ def test_a_node_that_ended_between_ledger_and_request_asks_at_once_and_takes_eit
     ds = report(asked)
     ds.TransactionUID = "2.25.1"
     assert stages.report(ds) == 0x0000
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
 def test_a_new_object_does_not_wait_for_a_commitment_to_results_that_it_outdates(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
-    stages.tick(20.0)
+    case, stages = site.waiting()
     ledger.add_instances([instance(number=2, at=30.0)], 30.0)
     stages.tick(31.0)
-    assert ledger.case(case.id).state is State.COLLECTING
+    assert site.state(case) is State.COLLECTING
     compute_again(ledger, tmp_path, case.id, ("PACS",), 40.0, "new inputs")
     stages.tick(50.0)
     assert stages.report(report(pacs.asked[0])) == 0x0000
-    assert ledger.case(case.id).state is State.SENDING, "that was about the old results"
+    assert site.state(case) is State.SENDING, "that was about the old results"
     stages.report(report(pacs.asked[1]))
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
 def test_an_object_that_comes_while_another_pacs_is_down_waits_for_that(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs, down: StandinPacs
+    site: Site, ledger: Ledger, down: StandinPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs, down)
-    stages = Stages(config_for(tmp_path, pacs, down), ledger)
-    stages.tick(20.0)
+    case, stages = site.waiting(down)
     ledger.add_instances([instance(number=2, at=30.0)], 30.0)
     stages.tick(31.0)
-    assert ledger.case(case.id).state is State.SENDING
+    assert site.state(case) is State.SENDING
 
 
 def test_when_a_person_sends_again_a_report_on_what_was_before_changes_nothing(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, pacs: CommittingPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
-    stages.tick(20.0)
+    case, stages = site.waiting()
     ledger.resend(case.id, 30.0, ["PACS"])
     assert stages.report(report(pacs.asked[0])) == 0x0000
     assert {d.committed_at for d in rows(ledger, case)} == {None}
     stages.tick(40.0)
     stages.report(report(pacs.asked[1]))
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
 def test_a_clock_that_is_set_back_makes_nobody_wait_for_the_old_time(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, pacs: CommittingPacs
 ) -> None:
-    case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs, give_up_after_h=0), ledger)
+    site.computed()
+    stages = site.stages(give_up_after_h=0)
     stages.tick(1e6 * H)
     stages.tick(20.0)
     assert len(pacs.asked) == 2
 
 
-def test_a_clock_that_is_set_ahead_fails_no_case(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
-) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs, give_up_after_h=12), ledger)
-    stages.tick(20.0)
+def test_a_clock_that_is_set_ahead_fails_no_case(site: Site, ledger: Ledger) -> None:
+    case, stages = site.waiting(give_up_after_h=12)
     steady = [20.0]
     jumps = Jumps(lambda: steady[0])
     jumps.tick(20.0)
     committer = Committer(stages.config, ledger, stages.reports, monotonic=lambda: 0.0, jumps=jumps)
     steady[0] = 50.0
     committer.tick(50.0 + 100 * H)
-    assert ledger.case(case.id).state is State.SENDING
+    assert site.state(case) is State.SENDING
 
 
 # ── reports that are not ours to take: answered, logged, nothing changes ─────────────────────────
@@ -539,6 +530,7 @@ def with_value(keyword: str, value: object) -> Callable[[Dataset], None]:
     ],
 )  # fmt: skip
 def test_such_a_report_is_answered_with_its_status_logged_and_changes_nothing(
+    site: Site,
     ledger: Ledger,
     tmp_path: Path,
     pacs: CommittingPacs,
@@ -548,9 +540,9 @@ def test_such_a_report_is_answered_with_its_status_logged_and_changes_nothing(
     status: int,
     said: str,
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
+    case = site.computed()
     with StandinPacs(tmp_path / "other", "OTHER") as other:
-        stages = Stages(config_for(tmp_path, pacs, other), ledger)
+        stages = site.stages(other)
         stages.tick(20.0)
     ds = report(pacs.asked[0])
     if change is not None:
@@ -562,9 +554,7 @@ def test_such_a_report_is_answered_with_its_status_logged_and_changes_nothing(
     assert (ledger.case(case.id), rows(ledger, case), transactions(ledger, case)) == before
 
 
-def test_a_data_set_that_cannot_be_read_is_answered(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
-) -> None:
+def test_a_data_set_that_cannot_be_read_is_answered(site: Site) -> None:
     class Broken:
         request = SimpleNamespace(AffectedSOPInstanceUID=INSTANCE, EventInformation=None)
         event_type = 1
@@ -573,16 +563,14 @@ def test_a_data_set_that_cannot_be_read_is_answered(
         def event_information(self) -> Dataset:
             raise EOFError("the data set ends")
 
-    stages = Stages(config_for(tmp_path, pacs), ledger)
+    stages = site.stages()
     assert stages.reports.answer(Broken(), "PACS") == (0x0115, None)  # type: ignore[arg-type]
 
 
 def test_the_same_report_again_is_taken_and_changes_nothing(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs, caplog: pytest.LogCaptureFixture
+    site: Site, ledger: Ledger, pacs: CommittingPacs, caplog: pytest.LogCaptureFixture
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
-    stages.tick(20.0)
+    case, stages = site.waiting()
     stages.report(report(pacs.asked[0]))
     before = (ledger.case(case.id), rows(ledger, case), ledger.story(case.id))
     failing = {uid: 0x0110 for _, uid in pacs.asked[0].objects}
@@ -592,10 +580,10 @@ def test_the_same_report_again_is_taken_and_changes_nothing(
 
 
 def test_when_the_ledger_does_not_answer_the_pacs_hears_of_a_failure(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
 ) -> None:
-    case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
+    site.computed()
+    stages = site.stages()
     stages.tick(20.0)
     ledger.close()
     (tmp_path / "ledger.sqlite3").rename(tmp_path / "gone")
@@ -616,23 +604,21 @@ def listening(stages: Stages) -> Iterator[int]:
 
 
 def test_the_pacs_reports_over_an_association_of_its_own_in_the_scp_role(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, pacs: CommittingPacs
 ) -> None:
-    case = case_for(ledger, tmp_path, pacs)
-    stages = Stages(config_for(tmp_path, pacs), ledger)
-    stages.tick(20.0)
+    case, stages = site.waiting()
     with listening(stages) as port:
         assert send_report(port, report(pacs.asked[0]), role=False) is None
         assert send_report(port, report(pacs.asked[0])) == 0x0000
-    assert ledger.case(case.id).state is State.DONE
+    assert site.state(case) is State.DONE
 
 
 def test_what_a_pacs_committed_to_is_in_the_audit_trail(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
+    site: Site, ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
 ) -> None:
     """Instances Accessed (PS3.15 A.5.3.6), of what it was asked about alone."""
-    case = case_for(ledger, tmp_path, pacs)
-    config, file = config_for(tmp_path, pacs), tmp_path / "audit.log"
+    case = site.computed()
+    config, file = site.config(), tmp_path / "audit.log"
     audit = Audit(AuditSettings(file=file), "DICOMNODE")
     stages = Stages(config, ledger)
     stages.reports = ReportService(config.peers, config.committing(), ledger, lambda: 20.0, audit)
@@ -654,12 +640,10 @@ def test_what_a_pacs_committed_to_is_in_the_audit_trail(
     assert counted == len(asked.objects)
 
 
-def test_a_peer_that_is_not_asked_may_not_report(
-    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs
-) -> None:
+def test_a_peer_that_is_not_asked_may_not_report(site: Site, tmp_path: Path, pacs: CommittingPacs) -> None:
     with StandinPacs(tmp_path / "plain", "PLAIN") as plain:
-        stages = Stages(config_for(tmp_path, pacs, plain), ledger)
-        case_for(ledger, tmp_path, pacs)
+        stages = site.stages(plain)
+        site.computed()
         stages.tick(20.0)
         with listening(stages) as port:
             assert send_report(port, report(pacs.asked[0]), calling="PLAIN") is None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import pairwise
@@ -12,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     NuclearMedicineImageStorage,
     generate_uid,
 )
@@ -30,16 +35,18 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from pynetdicom.transport import ThreadedAssociationServer
 
 from dicomnode.audit.trail import Audit
-from dicomnode.commitment.answer import Answerer
+from dicomnode.commitment.answer import MOST_NAMED, Answerer
 from dicomnode.commitment.message import MOST_OBJECTS, Status
 from dicomnode.commitment.scp import MAX_UNANSWERED, CommitmentService, OpenAssociations
 from dicomnode.config import Audit as AuditSettings
 from dicomnode.config import Config, Peer, Receive, parse
 from dicomnode.conformance import commitment as commitment_section
+from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
 from dicomnode.network.receive import Receiver
 from dicomnode.reception.intake import Intake
 from dicomnode.reception.spool import Spool
+from dicomnode.reception.spool_file import Origin, read_back
 from dicomnode.reception.store import StoreService
 from dicomnode.records import Promise
 from tests.acceptance.harness import until
@@ -105,7 +112,7 @@ class Node:
         node = self.config.node.model_copy(update={"port": 0})
         settings = Receive(min_free_gb=0, network_timeout_s=30, acse_timeout_s=30)
         self.receiver = Receiver(node, peers, settings, services, clock)
-        self.answerer = Answerer(self.config, self.ledger, self.associations)
+        self.answerer = Answerer(self.config, self.ledger, self.associations, self.intake.damaged)
 
     def tick(self, now: float) -> None:
         self.now = now
@@ -318,40 +325,237 @@ def test_what_a_peer_asks_while_it_is_told_is_no_answer_to_that(node: Node, moda
     assert modality.told == []
 
 
-@pytest.mark.parametrize(
-    "kind", ["unknown", "removed", "cut short", "other class", "discarded", "our own result"]
-)
-def test_an_object_is_looked_at_on_disk(node: Node, modality: Modality, tmp_path: Path, kind: str) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """Slices that were asked about; what a test does to the first of them before they are looked at."""
+
+    node: Node
+    objects: list[tuple[str, str]]
+    path: Path
+    """The first one's file."""
+
+    @property
+    def uid(self) -> str:
+        return self.objects[0][1]
+
+    def rename(self, sop_class: str | None = None, uid: str | None = None) -> None:
+        first = self.objects[0]
+        self.objects[0] = (sop_class or first[0], uid or first[1])
+
+    def rewrite(self, change: Callable[[bytearray], object]) -> None:
+        content = bytearray(self.path.read_bytes())
+        change(content)
+        self.path.write_bytes(content)
+
+    def flip(self, offset: int) -> None:
+        """One bit."""
+
+        def flipped(content: bytearray) -> None:
+            content[offset] ^= 1
+
+        self.rewrite(flipped)
+
+
+@pytest.fixture
+def asked(node: Node, tmp_path: Path) -> Asked:
     objects = stored(node)
-    (sop_class, uid), *_ = objects
     node.intake.flush(1000.0)
-    kept = node.ledger.instance(uid)
-    assert kept is not None
-    path = tmp_path / kept.path
-    if kind == "unknown":
-        objects[0] = (sop_class, "1.2.3.999")
-    elif kind == "removed":
-        path.unlink()
-    elif kind == "cut short":
-        path.write_bytes(path.read_bytes()[:-2])
-    elif kind == "other class":
-        objects[0] = (str(NuclearMedicineImageStorage), uid)
-    elif kind == "discarded":
-        node.ledger.discard(1, "1.2.3.4", 1001.0)
-    else:
-        case = encoded_case(node.ledger, tmp_path, (), study="1.2.99")
-        run = node.ledger.latest_run(case.id)
-        assert run is not None
-        result = node.ledger.results(run.id)[0].new
-        objects[0] = (result.sop_class_uid, result.sop_instance_uid)
-    expected = {"unknown": 0x0112, "removed": 0x0112, "cut short": 0x0110, "other class": 0x0119}.get(kind)
+    held = node.ledger.instance(objects[0][1])
+    assert held is not None
+    return Asked(node, objects, tmp_path / held.path)
+
+
+def reported(node: Node, modality: Modality, objects: list[tuple[str, str]]) -> dict[str, int]:
+    """What a report says of the objects: SOP Instance UID → FailureReason, 0 where it is committed to."""
+    asked_at, told = node.now, len(modality.told)
     assert ask(node, request(objects)) == 0x0000
+    node.tick(asked_at + 2)
+    ((event_type, report),) = modality.told[told:]
+    failed = {
+        str(i.ReferencedSOPInstanceUID): int(i.FailureReason) for i in report.get("FailedSOPSequence", ())
+    }
+    assert event_type == (2 if failed else 1)
+    committed = named(report, "ReferencedSOPSequence")
+    assert [*committed, *failed] == sorted((uid for _, uid in objects), key=lambda uid: uid in failed)
+    return dict.fromkeys(committed, 0) | failed
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "line"),
+    [
+        (lambda asked: asked.rename(uid="1.2.3.999"), 0x0112, ""),
+        (lambda asked: asked.rename(sop_class=str(NuclearMedicineImageStorage)), 0x0119, ""),
+        (lambda asked: asked.node.ledger.discard(1, "1.2.3.4", 1001.0), 0, ""),
+        (lambda asked: asked.path.unlink(), 0x0112, "is gone: bring it back, or have it sent again"),
+        (lambda asked: asked.rewrite(lambda content: content.pop()), 0x0110, "is damaged (its checksum"),
+        (lambda asked: asked.flip(-100), 0x0110, "is damaged (its checksum is not that of its data set)"),
+        (lambda asked: asked.flip(10), 0x0110, "is damaged"),
+        (lambda asked: asked.flip(130), 0x0110, "is damaged (its file meta information is damaged)"),
+        (lambda asked: asked.flip(142), 0x0110, "is damaged"),
+        (lambda asked: asked.flip(190), 0x0110, "is damaged (its file meta information is of another"),
+        (lambda asked: asked.path.write_bytes(b""), 0x0110, "is damaged (its file meta information is"),
+        (lambda asked: asked.path.unlink() or asked.path.mkdir(), 0x0110, "cannot be read (Is a directory)"),
+    ],
+    ids=[
+        "unknown", "other class", "discarded", "removed", "cut short", "pixels", "preamble", "prefix",
+        "length", "UID", "empty", "unreadable",
+    ],
+)  # fmt: skip
+def test_an_object_is_read_again_from_end_to_end(
+    asked: Asked, modality: Modality, caplog: pytest.LogCaptureFixture,
+    change: Callable[[Asked], object], reason: int, line: str,
+) -> None:  # fmt: skip
+    change(asked)
+    answers = reported(asked.node, modality, asked.objects)
+    assert answers == {asked.uid: reason, asked.objects[1][1]: 0}
+    errors = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(errors) == bool(line)
+    if line:
+        assert f"SCANNER asked us to commit to {asked.uid}, and we do not: its file spool/1.2.3/" in errors[0]
+        assert line in errors[0]
+
+
+def test_a_damaged_object_is_set_aside_its_case_held_and_sent_again_it_is_whole(
+    asked: Asked, modality: Modality, tmp_path: Path
+) -> None:
+    node, content = asked.node, asked.path.read_bytes()
+    asked.flip(-100)
+    assert reported(node, modality, asked.objects)[asked.uid] == 0x0110
+    aside = tmp_path / "quarantine" / f"{asked.uid}.broken"
+    assert aside.exists()
+    assert not asked.path.exists()
+    reason = f"the disk damaged an object that was received: {asked.uid}, quarantine/{asked.uid}.broken"
+    assert node.ledger.case(1).conflict == reason
+    # Asked about once more it is not here, and nothing is said of the case again.
+    assert reported(node, modality, asked.objects)[asked.uid] == 0x0112
+    assert [step.reason for step in node.ledger.story(1)].count(reason) == 1
+    again = dcmread(BytesIO(content))
+    syntax = ImplicitVRLittleEndian
+    with calling(node, "SCANNER", (CTImageStorage, syntax)) as assoc:
+        assert send(assoc, encoded(again, syntax), again.SOPInstanceUID).Status == 0x0000
+    assert reported(node, modality, asked.objects)[asked.uid] == 0
+    held = node.ledger.instance(asked.uid)
+    assert held is not None
+    assert (held.transfer_syntax_uid, held.size_bytes) == (syntax, asked.path.stat().st_size)
+
+
+def test_a_damaged_object_that_cannot_be_set_aside_is_not_committed_to_either(
+    asked: Asked, modality: Modality, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    asked.flip(-100)
+    monkeypatch.setattr(asked.node.spool, "discard", refuse)
+    assert reported(asked.node, modality, asked.objects)[asked.uid] == 0x0110
+    assert "is damaged and cannot be set aside: Read-only file system" in caplog.text
+    assert asked.node.ledger.case(1).conflict
+
+
+def test_nothing_is_set_aside_and_nobody_told_before_the_ledger_knows(
+    asked: Asked, modality: Modality, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise LedgerUnavailable("gone", "")
+
+    node = asked.node
+    asked.flip(-100)
+    assert ask(node, request(asked.objects)) == 0x0000
+    with monkeypatch.context() as patched:
+        patched.setattr(node.ledger, "lacks", gone)
+        with pytest.raises(LedgerUnavailable):
+            node.tick(1002.0)
+    assert asked.path.exists()
+    assert modality.told == []
+    node.tick(1003.0)
+    assert [event_type for event_type, _ in modality.told] == [2]
+    assert not asked.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda path: None, 0),
+        (lambda path: path.unlink(), 0x0112),
+        (lambda path: path.write_bytes(path.read_bytes()[:-2]), 0x0110),
+        (lambda path: path.write_bytes(bytes(path.stat().st_size)), 0x0110),
+    ],
+    ids=["whole", "removed", "cut short", "zeros"],
+)
+def test_a_result_of_ours_is_read_again_too(
+    node: Node, modality: Modality, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    change: Callable[[Path], object], reason: int,
+) -> None:  # fmt: skip
+    case = encoded_case(node.ledger, tmp_path, (), study="1.2.99")
+    run = node.ledger.latest_run(case.id)
+    assert run is not None
+    result = node.ledger.results(run.id)[0].new
+    change(tmp_path / result.path)
+    answers = reported(node, modality, [(result.sop_class_uid, result.sop_instance_uid)])
+    assert answers == {result.sop_instance_uid: reason}
+    assert ("`dicomnode retry` its case to have it computed again" in caplog.text) is bool(reason)
+    assert node.ledger.case(case.id).state is case.state, "PACS has it; nobody computed with it"
+
+
+def test_while_the_spool_is_away_nobody_is_told_anything(
+    asked: Asked, modality: Modality, tmp_path: Path
+) -> None:
+    node = asked.node
+    (tmp_path / "spool").rename(tmp_path / "away")
+    assert ask(node, request(asked.objects)) == 0x0000
     node.tick(1002.0)
-    ((event_type, report),) = modality.told
-    failed = {str(i.ReferencedSOPInstanceUID): i.FailureReason for i in report.get("FailedSOPSequence") or ()}
-    assert event_type == (1 if expected is None else 2)
-    assert failed == ({} if expected is None else {objects[0][1]: expected})
-    assert objects[1][1] in named(report, "ReferencedSOPSequence")
+    assert modality.told == []
+    assert "spool is away" in node.promises()[0].detail
+    (tmp_path / "away").rename(tmp_path / "spool")
+    node.tick(1050.0)
+    assert [event_type for event_type, _ in modality.told] == [1]
+
+
+def test_a_node_that_stops_while_it_looks_answers_after_its_next_start(
+    asked: Asked, modality: Modality, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, looked = asked.node, []
+
+    def look(path: Path) -> Origin:
+        looked.append(path)
+        node.answerer.stop()
+        return read_back(path)
+
+    assert ask(node, request(asked.objects)) == 0x0000
+    with monkeypatch.context() as patched:
+        patched.setattr("dicomnode.commitment.inspection.read_back", look)
+        node.tick(1002.0)
+    assert (len(looked), modality.told, len(node.promises())) == (1, [], 1)
+    node.answerer = Answerer(node.config, node.ledger, OpenAssociations(), node.intake.damaged)
+    node.tick(1003.0)
+    assert [event_type for event_type, _ in modality.told] == [1]
+
+
+def test_of_many_damaged_objects_a_few_are_named(
+    node: Node, modality: Modality, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects = stored(node, MOST_NAMED + 3)
+    for path in tmp_path.glob("spool/*/*.dcm"):
+        path.write_bytes(path.read_bytes()[:-2])
+    assert set(reported(node, modality, objects).values()) == {0x0110}
+    assert caplog.text.count("and we do not") == MOST_NAMED
+    assert "SCANNER asked about 3 more objects like that" in caplog.text
+    conflict = node.ledger.case(1).conflict
+    assert conflict.startswith(f"the disk damaged {MOST_NAMED + 3} objects that were received: ")
+    assert "and 8 more, which `dicomnode show` names" in conflict
+    assert all(any(uid in step.reason for step in node.ledger.story(1)) for _, uid in objects)
+
+
+def test_no_more_of_a_file_lies_in_memory_than_a_piece(tmp_path: Path) -> None:
+    origin = Origin(str(CTImageStorage), "1.2.3.4.5", str(ExplicitVRLittleEndian), "SCANNER")
+    path, _ = Spool(tmp_path, 0).store("1.2.3", origin, memoryview(bytes(40 << 20)))
+    tracemalloc.start()
+    try:
+        assert read_back(path) == origin
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 4 << 20
 
 
 def test_where_nothing_is_kept_nothing_is_named_as_committed(node: Node, modality: Modality) -> None:
@@ -375,7 +579,7 @@ def test_what_was_looked_at_for_a_peer_is_in_the_audit_trail(node: Node, tmp_pat
     """Instances Accessed (PS3.15 A.5.3.6), and of what is not here no message: no patient is known."""
     file = tmp_path / "audit.log"
     audit = Audit(AuditSettings(file=file), "DICOMNODE")
-    node.answerer = Answerer(node.config, node.ledger, node.associations, audit=audit)
+    node.answerer = Answerer(node.config, node.ledger, node.associations, node.intake.damaged, audit=audit)
     assert ask(node, request([*stored(node, 2), (str(CTImageStorage), "1.2.3.4.99")])) == 0x0000
     node.tick(1002.0)
     audit.stopped()
@@ -417,7 +621,7 @@ def test_a_modality_that_is_away_is_told_when_it_is_back_also_after_a_restart(
     assert (promise.tries, promise.outcome) == (1, "open")
     assert "cannot be reached" in promise.detail
     modality.start()
-    again = Answerer(node.config, node.ledger, OpenAssociations())
+    again = Answerer(node.config, node.ledger, OpenAssociations(), node.intake.damaged)
     again.tick(1020.0)
     assert modality.told == [], "the pause lasts over the restart"
     again.tick(1040.0)

@@ -18,7 +18,8 @@ from dicomnode.errors import LedgerUnavailable, RowRefused
 from dicomnode.ledger import Ledger
 from dicomnode.reception.header import inspect
 from dicomnode.reception.intake import Intake, instance_of
-from dicomnode.reception.spool import Note, Origin, Spool
+from dicomnode.reception.spool import Note, Spool
+from dicomnode.reception.spool_file import Origin
 from dicomnode.records import Instance, Quarantined
 from dicomnode.states import Event, State
 from tests.dicomnode.modality import NOW, ct_slice, encoded

@@ -25,7 +25,8 @@ from dicomnode.daemon import Daemon, prepare_data_dir
 from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.ledger import Ledger
 from dicomnode.reception.intake import Intake
-from dicomnode.reception.spool import Spool, split_file
+from dicomnode.reception.spool import Spool
+from dicomnode.reception.spool_file import split_file
 from dicomnode.states import State
 from dicomnode.virtual_study import StudyFiles
 from pipeline.volume import Grid

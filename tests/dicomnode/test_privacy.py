@@ -18,7 +18,8 @@ from dicomnode.errors import Rejected
 from dicomnode.ledger import Ledger
 from dicomnode.lock import Lock
 from dicomnode.privacy import FILE_MODE, FOLDER_MODE, UMASK, is_open_to_others, without_identity
-from dicomnode.reception.spool import Note, Origin, Spool
+from dicomnode.reception.spool import Note, Spool
+from dicomnode.reception.spool_file import Origin
 from dicomnode.records import Identity
 from dicomnode.results import encode
 from tests.dicomnode.modality import ct_slice, encoded

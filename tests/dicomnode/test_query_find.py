@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE
 from pynetdicom.association import Association
 
 from dicomnode.attributes import Level, Question
 from dicomnode.config import Peer
 from dicomnode.errors import LedgerUnavailable
+from dicomnode.network.messages import DIMSE
 from dicomnode.query.find import extended_answer
 from tests.dicomnode.querier import (
     NODE_AE,
@@ -56,21 +59,27 @@ def statuses(responses: Sequence[tuple[Any, Any]]) -> list[int]:
     return [status.Status for status, _ in responses]
 
 
+def asking(level: str, wanted: str = "", **asked: Any) -> Dataset:
+    """An Identifier. wanted: keywords that are told, whatever their values."""
+    return keys(level, **dict.fromkeys(wanted.split(), ""), **asked)
+
+
+def told(node: Running, level: str, wanted: str = "", model: str = STUDY_ROOT, **asked: Any) -> list[Any]:
+    """What a C-FIND finds."""
+    return list(matches(found(node.port, asking(level, wanted, **asked), model)))
+
+
+def of_every_study(node: Running) -> list[tuple[Any, Any]]:
+    """Every response to a C-FIND for all studies."""
+    return found(node.port, asking("STUDY", "StudyInstanceUID"))
+
+
 def test_a_study_is_told_with_what_is_counted_of_it(node: Running) -> None:
-    asked = keys(
-        "STUDY",
-        PatientID="J1",
-        StudyDate="20240101",
-        StudyDescription="",
-        PatientName="",
-        StudyInstanceUID="",
-        ModalitiesInStudy="",
-        SOPClassesInStudy="",
-        NumberOfStudyRelatedSeries="",
-        NumberOfStudyRelatedInstances="",
-        InstanceAvailability="",
+    wanted = (
+        "StudyDescription PatientName StudyInstanceUID ModalitiesInStudy SOPClassesInStudy "
+        "NumberOfStudyRelatedSeries NumberOfStudyRelatedInstances InstanceAvailability"
     )
-    responses = found(node.port, asked)
+    responses = found(node.port, asking("STUDY", wanted, PatientID="J1", StudyDate="20240101"))
     assert statuses(responses) == [0xFF00, 0x0000]
     (study,) = matches(responses)
     assert study == {
@@ -90,45 +99,22 @@ def test_a_study_is_told_with_what_is_counted_of_it(node: Running) -> None:
 
 
 def test_a_patient_is_all_studies_of_an_id_and_nobody_without_one(node: Running) -> None:
-    asked = keys(
-        "PATIENT",
-        PatientName="",
-        PatientID="",
-        PatientSex="",
-        NumberOfPatientRelatedStudies="",
-        NumberOfPatientRelatedSeries="",
-        NumberOfPatientRelatedInstances="",
-    )
-    patients = {p["PatientID"]: p for p in matches(found(node.port, asked, PATIENT_ROOT))}
+    counts = [f"NumberOfPatientRelated{what}" for what in ("Studies", "Series", "Instances")]
+    wanted = " ".join(["PatientName PatientID PatientSex", *counts])
+    patients = {patient["PatientID"]: patient for patient in told(node, "PATIENT", wanted, PATIENT_ROOT)}
     assert set(patients) == {"J1", "M1"}
     jane = patients["J1"]
-    counts = [jane[f"NumberOfPatientRelated{what}"] for what in ("Studies", "Series", "Instances")]
-    assert counts == [2, 3, 5]
+    assert [jane[count] for count in counts] == [2, 3, 5]
     assert jane["PatientSex"] == "F"
 
 
 def test_series_and_instances_are_told_with_their_own_attributes(node: Running) -> None:
-    asked = keys(
-        "SERIES",
-        StudyInstanceUID="1.1",
-        SeriesInstanceUID="",
-        Modality="NM",
-        NumberOfSeriesRelatedInstances="",
-    )
-    (series,) = matches(found(node.port, asked))
+    wanted = "SeriesInstanceUID NumberOfSeriesRelatedInstances"
+    (series,) = told(node, "SERIES", wanted, StudyInstanceUID="1.1", Modality="NM")
     assert (series["SeriesInstanceUID"], series["NumberOfSeriesRelatedInstances"]) == ("1.1.6", 1)
-    asked = keys(
-        "IMAGE",
-        PatientID="J1",
-        StudyInstanceUID="1.1",
-        SeriesInstanceUID="1.1.6",
-        SOPInstanceUID="",
-        SOPClassUID=NM,
-        NumberOfFrames="",
-        Rows=None,
-        DoseUnits="",
-    )
-    (image,) = matches(found(node.port, asked, PATIENT_ROOT))
+    of_the_series = {"PatientID": "J1", "StudyInstanceUID": "1.1", "SeriesInstanceUID": "1.1.6"}
+    wanted = "SOPInstanceUID NumberOfFrames DoseUnits"
+    (image,) = told(node, "IMAGE", wanted, PATIENT_ROOT, SOPClassUID=NM, Rows=None, **of_the_series)
     assert (image["SOPInstanceUID"], image["NumberOfFrames"], image["Rows"]) == ("1.1.6.1", 128, 64)
     assert image["DoseUnits"] in ("", None)
 
@@ -146,25 +132,26 @@ def test_series_and_instances_are_told_with_their_own_attributes(node: Running) 
 def test_studies_are_found_by_what_they_hold(
     node: Running, asked: dict[str, Any], expected: set[str]
 ) -> None:
-    responses = found(node.port, keys("STUDY", StudyInstanceUID="", **asked))
-    assert {study["StudyInstanceUID"] for study in matches(responses)} == expected
+    studies = told(node, "STUDY", "StudyInstanceUID", **asked)
+    assert {study["StudyInstanceUID"] for study in studies} == expected
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"), [("", "ISO_IR 192"), ("ISO_IR 100", "ISO_IR 100"), ("ISO_IR 144", "ISO_IR 192")]
+    ("asked", "used"), [("", "ISO_IR 192"), ("ISO_IR 100", "ISO_IR 100"), ("ISO_IR 144", "ISO_IR 192")]
 )
-def test_names_come_in_a_character_set_that_can_write_them(node: Running, asked: str, told: str) -> None:
-    (study,) = matches(found(node.port, keys("STUDY", asked, PatientID="M1", PatientName="")))
-    assert (study["SpecificCharacterSet"], str(study["PatientName"])) == (told, "Müller^Jörg")
+def test_names_come_in_a_character_set_that_can_write_them(node: Running, asked: str, used: str) -> None:
+    (study,) = told(node, "STUDY", "PatientName", character_set=asked, PatientID="M1")
+    assert (study["SpecificCharacterSet"], str(study["PatientName"])) == (used, "Müller^Jörg")
 
 
 def test_ascii_needs_no_character_set(node: Running) -> None:
-    studies = matches(found(node.port, keys("STUDY", "ISO_IR 100", PatientID="J1", PatientName="")))
+    studies = told(node, "STUDY", "PatientName", character_set="ISO_IR 100", PatientID="J1")
+    assert studies
     assert not any("SpecificCharacterSet" in study for study in studies)
 
 
 def test_a_key_that_is_not_supported_is_left_out_and_said_so(node: Running) -> None:
-    responses = found(node.port, keys("STUDY", PatientID="M1", OtherPatientIDs="", Modality=""))
+    responses = found(node.port, asking("STUDY", "OtherPatientIDs Modality", PatientID="M1"))
     assert statuses(responses) == [0xFF01, 0x0000]
     assert not {"OtherPatientIDs", "Modality"} & set(matches(responses)[0])
 
@@ -176,7 +163,7 @@ def test_a_long_match_comes_whole_in_whatever_pdus_the_peer_takes(
 ) -> None:
     long = {k: k + "x" * 200 for k in ("StudyDescription", "StudyID", "AccessionNumber", "PatientName")}
     with answering_node(tmp_path, [described("1.1", 1, **long, InstanceNumber="7")]) as node:
-        asked = keys("STUDY", StudyInstanceUID="", ReferringPhysicianName="", **dict.fromkeys(long, ""))
+        asked = asking("STUDY", " ".join(["StudyInstanceUID ReferringPhysicianName", *long]))
         responses = found(node.port, asked, max_pdu=max_pdu, syntax=syntax)
     (study,) = matches(responses)
     assert {keyword: str(study[keyword]) for keyword in long} == long
@@ -190,11 +177,11 @@ def test_no_match_is_a_success(node: Running) -> None:
 @pytest.mark.parametrize(
     ("asked", "model", "status", "word"),
     [
-        (keys("PATIENT", PatientName=""), STUDY_ROOT, 0xA900, "PATIENT"),
-        (keys("SERIES", SeriesInstanceUID=""), STUDY_ROOT, 0xA900, "StudyInstanceUID"),
-        (keys("STUDY", StudyInstanceUID=""), PATIENT_ROOT, 0xA900, "PatientID"),
-        (keys("", StudyInstanceUID=""), STUDY_ROOT, 0xA900, "QueryRetrieveLevel"),
-        (keys("STUDY", StudyInstanceUID="", PatientName="a=b=c=d"), STUDY_ROOT, 0xC001, "PatientName"),
+        (asking("PATIENT", "PatientName"), STUDY_ROOT, 0xA900, "PATIENT"),
+        (asking("SERIES", "SeriesInstanceUID"), STUDY_ROOT, 0xA900, "StudyInstanceUID"),
+        (asking("STUDY", "StudyInstanceUID"), PATIENT_ROOT, 0xA900, "PatientID"),
+        (asking("", "StudyInstanceUID"), STUDY_ROOT, 0xA900, "QueryRetrieveLevel"),
+        (asking("STUDY", "StudyInstanceUID", PatientName="a=b=c=d"), STUDY_ROOT, 0xC001, "PatientName"),
     ],
 )
 def test_a_refusal_says_why(node: Running, asked: Any, model: str, status: int, word: str) -> None:
@@ -206,7 +193,7 @@ def test_a_refusal_says_why(node: Running, asked: Any, model: str, status: int, 
 
 def test_too_many_matches_are_refused(node: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node.finding, "_max_matches", 2)
-    ((answer, _),) = found(node.port, keys("STUDY", StudyInstanceUID=""))
+    ((answer, _),) = of_every_study(node)
     assert answer.Status == 0xA700
     assert "more than 2" in answer.ErrorComment
 
@@ -216,12 +203,12 @@ def test_a_database_that_is_gone_is_out_of_resources(node: Running, monkeypatch:
         raise LedgerUnavailable("gone", "")
 
     monkeypatch.setattr(node.ledger, "find", gone)
-    assert statuses(found(node.port, keys("STUDY", StudyInstanceUID=""))) == [0xA700]
+    assert statuses(of_every_study(node)) == [0xA700]
 
 
 def test_an_error_of_ours_is_told(node: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node.ledger, "find", lambda _question, _limit: 1 / 0)
-    assert statuses(found(node.port, keys("STUDY", StudyInstanceUID=""))) == [0xC000]
+    assert statuses(of_every_study(node)) == [0xC000]
 
 
 def test_a_query_in_the_context_of_another_model_is_refused(node: Running) -> None:
@@ -229,13 +216,11 @@ def test_a_query_in_the_context_of_another_model_is_refused(node: Running) -> No
         swapped = {c.abstract_syntax: c for c in assoc.accepted_contexts}
         swapped[UID(PATIENT_ROOT)].abstract_syntax = UID(STUDY_ROOT)
         swapped[UID(STUDY_ROOT)].abstract_syntax = UID(PATIENT_ROOT)
-        answers = list(assoc.send_c_find(keys("STUDY", StudyInstanceUID=""), UID(STUDY_ROOT)))
+        answers = list(assoc.send_c_find(asking("STUDY", "StudyInstanceUID"), UID(STUDY_ROOT)))
     assert statuses(answers) == [0x0122]
 
 
 def test_a_peer_without_the_right_gets_no_context(node: Running) -> None:
-    from pynetdicom import AE
-
     ae = AE("VISITOR")
     ae.add_requested_context(UID(STUDY_ROOT))
     ae.add_requested_context("1.2.840.10008.1.1")
@@ -259,7 +244,8 @@ def test_of_extended_matching_the_node_has_combined_date_and_time(asked: bytes, 
 
 
 def test_combined_matching_is_agreed_upon_and_done(node: Running) -> None:
-    asked = keys("STUDY", StudyInstanceUID="", StudyDate="20231231-20240105", StudyTime="1200-1230")
+    at_noon = {"StudyDate": "20231231-20240105", "StudyTime": "1200-1230"}
+    asked = asking("STUDY", "StudyInstanceUID", **at_noon)
     assert matches(found(node.port, asked)) == []
     answers = matches(found(node.port, asked, extended=b"\0\1\0"))
     assert [answer["StudyInstanceUID"] for answer in answers] == ["1.1", "1.2"]
@@ -297,8 +283,6 @@ def test_a_cancelled_query_ends_with_cancel(tmp_path: Path, monkeypatch: pytest.
 
 def heard_cancels(monkeypatch: pytest.MonkeyPatch, arrived: threading.Event) -> list[bool]:
     """Tell the gate when the node has heard of the C-CANCEL."""
-    from dicomnode.network.messages import DIMSE
-
     heard: list[bool] = []
     before = DIMSE.receive_primitive
 
@@ -315,7 +299,7 @@ def heard_cancels(monkeypatch: pytest.MonkeyPatch, arrived: threading.Event) -> 
 def cancelling(assoc: Association) -> list[int]:
     """Statuses of a query that is cancelled after its first match."""
     answers = []
-    for status, _ in assoc.send_c_find(keys("STUDY", StudyInstanceUID=""), UID(STUDY_ROOT), msg_id=7):
+    for status, _ in assoc.send_c_find(asking("STUDY", "StudyInstanceUID"), UID(STUDY_ROOT), msg_id=7):
         if not answers:
             assoc.send_c_cancel(7, query_model=UID(STUDY_ROOT))
         answers.append(status.Status)

@@ -21,7 +21,8 @@ from dicomnode.query import indexer as indexer_module
 from dicomnode.query.indexer import Indexer
 from dicomnode.reception.header import inspect
 from dicomnode.reception.intake import instance_of
-from dicomnode.reception.spool import Origin, Spool
+from dicomnode.reception.spool import Spool
+from dicomnode.reception.spool_file import Origin
 from dicomnode.records import Case, Contents, Identity, NewResult
 from dicomnode.states import Event, State
 from tests.dicomnode.modality import NOW, ct_slice, encoded

@@ -34,7 +34,8 @@ from dicomnode.query.objects import Files, Unsendable
 from dicomnode.query.retrieve import MoveService
 from dicomnode.reception.header import inspect
 from dicomnode.reception.intake import instance_of
-from dicomnode.reception.spool import Origin, Spool
+from dicomnode.reception.spool import Spool
+from dicomnode.reception.spool_file import Origin
 from dicomnode.records import HeldObject, Instance
 from tests.dicomnode.modality import NOW, compressed, ct_slice, encoded
 from tests.dicomnode.querier import NODE_AE, QUERIER_AE, Running, answering_node, associated, keys

@@ -22,7 +22,8 @@ from dicomnode.errors import NodeError
 from dicomnode.ledger import Ledger
 from dicomnode.reception.header import inspect
 from dicomnode.reception.intake import Intake, instance_of
-from dicomnode.reception.spool import Note, Origin, Spool
+from dicomnode.reception.spool import Note, Spool
+from dicomnode.reception.spool_file import Origin
 from dicomnode.records import Case, NewResult, Quarantined
 from dicomnode.retention import CASES_PER_TICK, DAY_S, Planned, Retention
 from dicomnode.states import Event, State

@@ -13,7 +13,8 @@ from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
 from dicomnode.reception.defects import Defect, Flawed
 from dicomnode.reception.intake import Intake
-from dicomnode.reception.spool import Origin, Spool, split_file
+from dicomnode.reception.spool import Spool
+from dicomnode.reception.spool_file import Origin, split_file
 from tests.dicomnode.modality import NOW, ROOMY, ct_slice, encoded, running_node, store
 
 DATA = memoryview(b"data of an object")

@@ -9,7 +9,7 @@ import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom.sop_class import Verification
 
-from dicomnode.network import transport
+from dicomnode.network import outgoing, upper_layer
 from dicomnode.network.command_set import c_store_rq
 from tests.dicomnode.modality import association, ct_slice, encoded, running_node, send, store
 
@@ -91,7 +91,8 @@ def test_a_command_in_the_middle_of_a_data_set_ends_that_association_alone(tmp_p
 
 def test_no_answer_waits_for_the_threads_to_look_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Accepting, echoing and releasing: whatever comes wakes the thread that must act on it."""
-    monkeypatch.setattr(transport, "IDLE_S", 60.0)
+    for module in (upper_layer, outgoing):
+        monkeypatch.setattr(module, "IDLE_S", 60.0)
     verification = (Verification, ExplicitVRLittleEndian)
     with running_node(tmp_path) as node, association(node.port, verification) as assoc:
         assert assoc.is_established

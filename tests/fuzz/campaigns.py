@@ -42,7 +42,8 @@ from dicomnode.ledger import Ledger
 from dicomnode.query.identifier import Refused, read, to_query, to_retrieval
 from dicomnode.reception.defects import Flawed
 from dicomnode.reception.header import describe, inspect, study_instance_uid
-from dicomnode.reception.spool import Note, Origin, Spool, split_file
+from dicomnode.reception.spool import Note, Spool
+from dicomnode.reception.spool_file import Origin, split_file
 from tests.dicomnode.modality import compressed, encoded
 from tests.fuzz import mutations
 from tests.fuzz.target import HANG_S, Failure, Target
