@@ -429,6 +429,43 @@ def test_a_note_that_is_refused_keeps_no_other_out(
     assert len(errors(caplog)) == 1
 
 
+def test_a_note_that_cannot_be_read_is_named_once_and_keeps_nothing_out(
+    ledger: Ledger, spool: Spool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quarantine is for people to look into: what they, or a bad disk, leave there must not stop the node."""
+    texts = {
+        "1": note(1).to_json(),
+        "2": "",
+        "3": "[]",
+        "4": note(4).to_json().replace('"status": 49152', '"status": "0xC000"'),
+        "5": note(5).to_json()[:-30],
+        "6": note(6).to_json(),
+        "7": note(7).to_json(),
+        "8": "[" * 100_000,
+    }
+    for number, content in texts.items():
+        (spool.data_dir / "quarantine" / f"{number}.json").write_text(content)
+    (spool.data_dir / "quarantine" / "7.json").write_bytes(b"\xff\xfe")
+    read = Path.read_text
+
+    def damaged(self: Path, encoding: str | None = None, errors: str | None = None) -> str:
+        if self.name == "6.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, encoding, errors)
+
+    monkeypatch.setattr(Path, "read_text", damaged)
+    intake = Intake(spool, ledger)
+    receive(spool, Intake(spool, ledger), 1)
+    intake.recover(NOW)
+    intake.adopt(["other"], NOW + 1)
+    assert registered(ledger) == ["1"]
+    assert [q.path for q in ledger.quarantined(STUDY)] == ["quarantine/1.dcm"]
+    lines = errors(caplog)
+    assert [line.split(",")[0] for line in lines] == [f"quarantine/{n}.json" for n in (2, 3, 4, 5, 6, 7, 8)]
+    assert "which says why 6.dcm beside it was refused, cannot be read: Input/output error. " in lines[4]
+    assert "'status' is missing, or not of its kind" in lines[2]
+
+
 @pytest.mark.parametrize(
     "changes", [{"sop_class_uid": "1." * 40}, {"series_instance_uid": None}], ids=["too long", "null"]
 )
