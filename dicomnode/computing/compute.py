@@ -163,6 +163,7 @@ class Computer:
             identity=identity,
             predecessors=tuple(r.new for r in replaced),
             rejected=tuple(rejected),
+            rejection_reason=case.rejection_reason or self._config.deliver.rejection_reason,
             kernel_cache=data_dir / "cache" / "kernels",
             checkpoint=checkpoint,
         )
