@@ -274,6 +274,8 @@ class Uncommitted:
     """When the last of them was delivered."""
     outdated: bool
     """Objects arrived since the results were encoded."""
+    lacking: bool
+    """Another destination lacks some of them."""
     failed: bool
     """The peer reported that it could not commit to one of them."""
     last_outcome: str
