@@ -52,6 +52,7 @@ from dicomnode.reception.intake import Intake
 from dicomnode.reception.spool import QUARANTINE, SPOOL, Spool
 from dicomnode.reception.store import StoreService
 from dicomnode.reload import Reloaded, reloaded
+from dicomnode.results import RESULTS
 from dicomnode.retention import Retention
 from dicomnode.work import Work
 
@@ -314,7 +315,7 @@ def prepare_data_dir(config: Config) -> None:
     data_dir = config.node.data_dir
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
-        for name in (SPOOL, QUARANTINE, "results"):
+        for name in (SPOOL, QUARANTINE, RESULTS):
             (data_dir / name).mkdir(exist_ok=True, mode=FOLDER_MODE)
         # With SQLite the ledger's first transaction would do it; a database server does not.
         sync_folder(data_dir)
