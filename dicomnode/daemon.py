@@ -11,13 +11,14 @@ never overtaken by the next one; a stage that raises is logged and ticked again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -58,6 +59,8 @@ from dicomnode.work import Work
 
 log = logging.getLogger(__name__)
 Clock = Callable[[], float]
+# How late a signal may be heard.
+LOOK_S = 1.0
 
 
 class Daemon:
@@ -285,12 +288,23 @@ def serve(config: Config, read_again: Callable[[], Config]) -> None:
     daemon = Daemon(config)
     daemon.start()
     try:
-        while (received := signals.get()) is signal.SIGHUP:
+        while (received := next_signal(signals)) is signal.SIGHUP:
             log.info("SIGHUP received")
             _reload(daemon, read_again)
         log.info("%s received", received.name)
     finally:
         daemon.stop()
+
+
+def next_signal(signals: SimpleQueue[signal.Signals]) -> signal.Signals:
+    """Wait for the next one, in the main thread.
+
+    Not for ever at once: one that comes as the wait is about to begin, or in another thread, does not end it,
+    and its handler has to wait until this thread does anything. A busy node would not stop, or not reload.
+    """
+    while True:
+        with contextlib.suppress(Empty):
+            return signals.get(timeout=LOOK_S)
 
 
 def _reload(daemon: Daemon, read_again: Callable[[], Config]) -> None:

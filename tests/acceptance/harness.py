@@ -31,7 +31,7 @@ NODE_AE, PACS_AE, MODALITY_AE, READER_AE = "DICOMNODE", "ORTHANC", "MODALITY", "
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 120.0, pause_s: float = 0.02) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 240.0, pause_s: float = 0.02) -> Any:
     """Wait for something that another process does. returns: the condition's first true value."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -356,7 +356,7 @@ device = "cpu"
             ledger.close()
 
     def reaches(
-        self, study_uid: str, *states: State, timeout_s: float = 120.0, pause_s: float = 0.02
+        self, study_uid: str, *states: State, timeout_s: float = 240.0, pause_s: float = 0.02
     ) -> Case:
         """Wait until a study's case is in one of `states`."""
 

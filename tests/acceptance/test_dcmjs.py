@@ -28,7 +28,7 @@ from tests.acceptance.harness import NODE_AE, Node, Orthanc, free_port, listens,
 from tests.certificates import Authority
 from tests.dicomnode.modality import ct_slice
 
-pytestmark = [pytest.mark.peers, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.peers
 Find = Callable[[str], str]
 
 HERE = Path(__file__).parent / "dcmjs"

@@ -151,7 +151,6 @@ def test_a_read_only_spool_refuses_objects_and_goes_on_when_it_can_be_written(
     calm(node)
 
 
-@pytest.mark.timeout(400)
 def test_results_that_find_no_room_are_written_when_there_is_some(
     node: Node, pacs: Orthanc, small_disk: Mount, peer_program: Find, tmp_path: Path
 ) -> None:
