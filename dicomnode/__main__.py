@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +43,13 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", help="config.toml; else DICOMNODE_CONFIG, ./config.toml, /etc/dicomnode/"),
 ]
 CaseArgument = Annotated[str, typer.Argument(help="case number, Study Instance UID, or the end of that UID")]
+
+
+class Rejection(StrEnum):
+    """The words of [deliver] rejection_reason."""
+
+    QUALITY = "quality"
+    PATIENT_SAFETY = "patient_safety"
 
 
 @app.command()
@@ -118,6 +126,10 @@ def retry(
     case: CaseArgument,
     config: ConfigOption = None,
     resend: Annotated[bool, typer.Option(help="send the existing results again, compute nothing")] = False,
+    rejection_reason: Annotated[
+        Rejection | None,
+        typer.Option(help="why archives are to reject the results that are replaced; else as [deliver] says"),
+    ] = None,
 ) -> None:
     """Take up a HELD, FAILED or DONE case again: from its inputs, or with --resend from its results."""
     settings = _load(config)
@@ -125,12 +137,18 @@ def retry(
     found = ledger.find_case(case)
     now = time.time()
     if resend:
+        if rejection_reason is not None:
+            raise ConfigurationError(
+                "--resend sends the rejection note that was written with the results",
+                "Leave --rejection-reason out, or --resend: then the case is computed again",
+            )
         ledger.resend(found.id, now, settings.deliver.to, settings.rejection_note_takers())
         out.print(f"case {found.id}: its results are sent again")
         return
     reason = "a person asked to begin again"
     # Without its old digest the case is computed also when its inputs are the same.
-    ledger.apply(found.id, Event.RETRY, now, reason=reason, inputs_sha256="", conflict="", attempts=0)
+    said = {} if rejection_reason is None else {"rejection_reason": str(rejection_reason)}
+    ledger.apply(found.id, Event.RETRY, now, reason=reason, inputs_sha256="", conflict="", attempts=0, **said)
     out.print(f"case {found.id}: begins again from what was received")
     if found.inputs_removed_at is not None:
         out.print("what was received was removed by [retention]: send the study again")

@@ -11,13 +11,14 @@ never overtaken by the next one; a stage that raises is logged and ticked again.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -52,11 +53,14 @@ from dicomnode.reception.intake import Intake
 from dicomnode.reception.spool import QUARANTINE, SPOOL, Spool
 from dicomnode.reception.store import StoreService
 from dicomnode.reload import Reloaded, reloaded
+from dicomnode.results import RESULTS
 from dicomnode.retention import Retention
 from dicomnode.work import Work
 
 log = logging.getLogger(__name__)
 Clock = Callable[[], float]
+# How late a signal may be heard.
+LOOK_S = 1.0
 
 
 class Daemon:
@@ -286,12 +290,23 @@ def serve(config: Config, read_again: Callable[[], Config]) -> None:
     daemon = Daemon(config)
     daemon.start()
     try:
-        while (received := signals.get()) is signal.SIGHUP:
+        while (received := next_signal(signals)) is signal.SIGHUP:
             log.info("SIGHUP received")
             _reload(daemon, read_again)
         log.info("%s received", received.name)
     finally:
         daemon.stop()
+
+
+def next_signal(signals: SimpleQueue[signal.Signals]) -> signal.Signals:
+    """Wait for the next one, in the main thread.
+
+    Not for ever at once: one that comes as the wait is about to begin, or in another thread, does not end it,
+    and its handler has to wait until this thread does anything. A busy node would not stop, or not reload.
+    """
+    while True:
+        with contextlib.suppress(Empty):
+            return signals.get(timeout=LOOK_S)
 
 
 def _reload(daemon: Daemon, read_again: Callable[[], Config]) -> None:
@@ -316,7 +331,7 @@ def prepare_data_dir(config: Config) -> None:
     data_dir = config.node.data_dir
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
-        for name in (SPOOL, QUARANTINE, "results"):
+        for name in (SPOOL, QUARANTINE, RESULTS):
             (data_dir / name).mkdir(exist_ok=True, mode=FOLDER_MODE)
         # With SQLite the ledger's first transaction would do it; a database server does not.
         sync_folder(data_dir)

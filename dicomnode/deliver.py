@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
@@ -81,14 +82,13 @@ class Deliverer:
 
     def tick(self, now: float) -> None:
         """Try the cases that are due, the oldest first, a few at a time."""
-        tried = 0
+        tried, lacking = 0, cache(self._ledger.open_destinations)
         for case in self._ledger.to_deliver(self._committing):
             if self._stopping.is_set() or tried == CASES_PER_TICK:
                 return
             if lasts(case.next_attempt_at, now, self._settings.max_retry_s):
                 continue
-            # The ledger is not asked, at every tick and for each of them, what it is that waits.
-            if _is_asked_for(case) or not self._all_rest(now):
+            if _is_asked_for(case) or not self._all_rest(case, lacking, now):
                 tried += self._try(case, now)
 
     def stop(self) -> None:
@@ -305,8 +305,12 @@ class Deliverer:
 
     # ── resting destinations ─────────────────────────────────────────────────────────────────
 
-    def _all_rest(self, now: float) -> bool:
-        return bool(self._destinations) and all(self._rests(name, now) for name in self._destinations)
+    def _all_rest(self, case: Case, lacking: Callable[[], dict[int, frozenset[str]]], now: float) -> bool:
+        """Whether all that a case waits for is resting. lacking: asks the ledger, once a tick for all."""
+        if not any(self._rests(name, now) for name in self._destinations):
+            return False
+        left = lacking().get(case.id, frozenset())
+        return bool(left) and all(self._rests(name, now) for name in left)
 
     def _rests(self, name: str, now: float) -> bool:
         return name in self._destinations and self._resting.rests(name, now)

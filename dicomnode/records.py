@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from dicomnode.config import RejectionReason
 from dicomnode.states import Event, State
 
 
@@ -87,6 +88,8 @@ class Case:
     identity: Identity
     inputs_removed_at: float | None = None
     """When retention removed what was received; None while it is there."""
+    rejection_reason: Literal["", RejectionReason] = ""
+    """What a person said of the results that the next ones replace; empty: as [deliver] says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +274,8 @@ class Uncommitted:
     """When the last of them was delivered."""
     outdated: bool
     """Objects arrived since the results were encoded."""
+    lacking: bool
+    """Another destination lacks some of them."""
     failed: bool
     """The peer reported that it could not commit to one of them."""
     last_outcome: str

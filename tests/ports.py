@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import random
 import socket
 
 # Below those that Linux gives to whoever names none (ip_local_port_range): nobody gets one by chance between
-# now and its use. Each process of a run has a part of its own.
-_FIRST, _EACH, _PARTS = 12000, 1200, 16
-_PART = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _PARTS
-_NEXT = itertools.count(random.SystemRandom().randrange(_EACH))
+# now and its use.
+_FIRST, _PORTS = 12000, 19200
+_START = random.SystemRandom().randrange(_PORTS)
+# What holds the ports that this process was given, until it ends.
+_CLAIMS: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """One on which nobody listens."""
-    while True:
-        port = _FIRST + _PART * _EACH + next(_NEXT) % _EACH
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
+    """One on which nobody listens, and that no other test on this machine is given as long as we run."""
+    for step in range(_PORTS):
+        port = _FIRST + (_START + step) % _PORTS
+        if _claimed(port):
+            if _nobody_listens(port):
+                return port
+            _CLAIMS.pop().close()
+    raise OSError(f"no port between {_FIRST} and {_FIRST + _PORTS} is free")
+
+
+def _claimed(port: int) -> bool:
+    """Whether it was nobody's and is ours now: an abstract address goes with its process, however it ends."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0dicomnode test port {port}")
+    except OSError:
+        claim.close()
+        return False
+    _CLAIMS.append(claim)
+    return True
+
+
+def _nobody_listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -27,6 +27,8 @@ from dicomnode.ledger import Ledger
 from dicomnode.lock import is_held
 from dicomnode.network.send import echo, open_association
 from dicomnode.privacy import FOLDER_MODE, is_open_to_others
+from dicomnode.reception.spool import QUARANTINE, SPOOL
+from dicomnode.results import RESULTS
 from models.weights import shipped
 from pipeline.convolve import has_cuda_driver
 from pipeline.decay import NUCLIDES
@@ -37,7 +39,7 @@ from pipeline.network import LARGEST_SPACING_MM, manifest_of, require_correction
 
 _NETWORK_NEEDS_GB = 8.0  # address space, most of it reserved and never used
 
-FOLDERS = ("spool", "quarantine", "results")
+FOLDERS = (SPOOL, QUARANTINE, RESULTS)
 Level = Literal["ok", "warning", "problem"]
 # What is proposed to a peer beside Verification, each over an association of its own.
 PROPOSED_FOR_COMMITMENT = (PUSH_MODEL,)

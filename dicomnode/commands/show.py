@@ -90,6 +90,9 @@ def _head(ledger: Ledger, case: Case) -> Table:
         if activity is None
         else f"{activity / 1e6:.1f} MBq, {_at(identity.administered_at)}",
         "inputs removed": _at(case.inputs_removed_at),
+        "rejects": f"what it replaces, for reasons of {case.rejection_reason.replace('_', ' ')}"
+        if case.rejection_reason
+        else "",
         "now": case.reason if case.state is State.SENDING else "",
         "next attempt": _at(case.next_attempt_at) if case.next_attempt_at else "",
     }

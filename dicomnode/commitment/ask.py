@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from pydicom.dataset import Dataset
 from pynetdicom import evt
@@ -70,9 +70,12 @@ class Committer:
         for peer in self._peers:
             if self._stopping.is_set():
                 return
-            due = [item for item in self._ledger.uncommitted(peer.name) if self._is_due(item, now)]
-            if due and not self._resting.rests(peer.name, now):
-                self._ask(peer, due[:REQUESTS_PER_ASSOCIATION], now)
+            waiting = [i for i in self._ledger.uncommitted(peer.name) if not self._is_settled(i, now)]
+            # What waits costs no query of its own: the ledger is asked of those alone whose wait is over.
+            if not self._resting.rests(peer.name, now):
+                due = list(islice((i for i in waiting if self._is_due(i, now)), REQUESTS_PER_ASSOCIATION))
+                if due:
+                    self._ask(peer, due, now)
 
     def stop(self) -> None:
         """Ask for nothing more."""
@@ -80,21 +83,28 @@ class Committer:
 
     # ── what is due ──────────────────────────────────────────────────────────────────────────
 
-    def _is_due(self, item: Uncommitted, now: float) -> bool:
-        """Whether the peer is to be asked now; what else there is to do with the case is done here."""
+    def _is_settled(self, item: Uncommitted, now: float) -> bool:
+        """Whether nothing is to be asked about the case; what else there is to do with it is done here."""
         if item.outdated:
             # Nobody waits for a commitment to results that will be replaced.
-            if all(d.delivered_at is not None for _, d in self._ledger.deliveries(item.run_id)):
+            if not item.lacking:
                 self._ledger.settle(item.case_id, item.run_id, now, self._committing)
-            return False
+            return True
         if item.failed:
             self._send_again(item, now)
-            return False
+            return True
         limit_h = self._settings.give_up_after_h
         if limit_h and now - item.since - self._jumps.ahead_s(now) >= limit_h * 3600:
             self._too_late(item, now)
+            return True
+        return False
+
+    def _is_due(self, item: Uncommitted, now: float) -> bool:
+        """Whether the peer is to be asked now."""
+        if self._waits(item, now):
             return False
-        return not self._waits(item, now) and not self._refused_for_good(item, now)
+        # "asking": the node ended while it asked once more.
+        return item.last_outcome not in ("refused", "asking") or not self._refused_for_good(item, now)
 
     def _waits(self, item: Uncommitted, now: float) -> bool:
         """Whether the last request still has time, or its failure is too fresh."""

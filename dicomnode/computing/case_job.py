@@ -149,7 +149,7 @@ def perform(job: Job, progress: Progress = lambda _what, _part: None) -> Outcome
     del hu
     steps("encode", 0.7)
     findings = _findings(job, spect, rois, given, dosimetry)
-    settings = encoding_settings(job.config)
+    settings = replace(encoding_settings(job.config), rejection_reason=job.rejection_reason)
     uids = uid_source(job.config.encode.uid_root, job.identity, *_drawn(dosimetry))
     written = encode(findings, settings, job.out, datetime.now().astimezone(), uids)
     steps.close()
@@ -165,7 +165,6 @@ def encoding_settings(config: Config) -> EncodingSettings:
         **config.encode.model_dump(),
         device_uid=device,
         uncertainty_map=config.montecarlo.uncertainty_map,
-        rejection_reason=config.deliver.rejection_reason,
     )
 
 

@@ -46,9 +46,14 @@ def main(socket: int, memory_limit_gb: float | None) -> None:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         answer = _answer(call)
         try:
-            connection.send(answer)
+            told = pickle.dumps(answer)
         except (TypeError, AttributeError, pickle.PicklingError):
-            connection.send(("error", Transient(f"the computation failed: {answer[1]!r}", REMEDY)))
+            told = pickle.dumps(("error", Transient(f"the computation failed: {answer[1]!r}", REMEDY)))
+        try:
+            connection.send_bytes(told)
+        except OSError:
+            # Killed as it is answered.
+            os._exit(PARENT_DIED)
 
 
 def _answer(call: bytes) -> tuple[str, Any]:

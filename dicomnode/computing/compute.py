@@ -26,6 +26,7 @@ from dicomnode.ledger import Ledger
 from dicomnode.patience import lasts
 from dicomnode.privacy import without_identity
 from dicomnode.records import Attempt, Case, Inputs, NewResult, NewRun
+from dicomnode.results import RESULTS
 from dicomnode.states import Event, State
 from pipeline.errors import InputRejected, PipelineError
 
@@ -117,7 +118,7 @@ class Computer:
         for case in self._ledger.recover(now, but=running):
             log.info("case %d was computing when the node stopped: queued again", case.id)
         finished = self._ledger.finished_attempts() | running
-        for folder in (self._config.node.data_dir / "results").glob("*/*"):
+        for folder in (self._config.node.data_dir / RESULTS).glob("*/*"):
             if _CHECKPOINT in folder.name:
                 continue  # the queued case goes on from it
             if not (folder.name.isdigit() and int(folder.name) in finished):
@@ -163,6 +164,7 @@ class Computer:
             identity=identity,
             predecessors=tuple(r.new for r in replaced),
             rejected=tuple(rejected),
+            rejection_reason=case.rejection_reason or self._config.deliver.rejection_reason,
             kernel_cache=data_dir / "cache" / "kernels",
             checkpoint=checkpoint,
         )
@@ -194,7 +196,7 @@ class Computer:
         return folder / name if "mc" in self._config.dose.engines else None
 
     def _case_folder(self, case_id: int) -> Path:
-        return self._config.node.data_dir / "results" / str(case_id)
+        return self._config.node.data_dir / RESULTS / str(case_id)
 
     def _identity(self, case: Case) -> str:
         """What a result's UIDs are made of: what it is computed from, and the how-manieth of these it is.

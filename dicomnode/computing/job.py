@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dicomnode.config import Config
+from dicomnode.config import Config, RejectionReason
 from dicomnode.records import Inputs, NewResult, NewRun
 
 
@@ -22,6 +22,8 @@ class Job:
     """The results that these replace."""
     rejected: tuple[NewResult, ...] = ()
     """The results that archives are told to reject: of all earlier runs that were sent there."""
+    rejection_reason: RejectionReason = "quality"
+    """What they are told of them."""
     kernel_cache: Path | None = None
     """Where computed voxel kernels are kept for other cases."""
     checkpoint: Path | None = None

@@ -19,7 +19,7 @@ from dicomnode.config.computing import Assemble, Cluster, Density, Dose, Engine,
 from dicomnode.config.keeping import Audit, Retention
 from dicomnode.config.listening import PASSWORD_HASH, AnyRight, Node, Peer, Query, Receive, Right, Role, Tls
 from dicomnode.config.section import Section
-from dicomnode.config.sending import Commitment, Deliver, Encode, Fetch, Notify
+from dicomnode.config.sending import Commitment, Deliver, Encode, Fetch, Notify, RejectionReason
 from dicomnode.config.whole import LARGEST_SHARE_OF_TIMEOUT, Config, load, parse, with_engines
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Peer",
     "Query",
     "Receive",
+    "RejectionReason",
     "Retention",
     "Right",
     "Role",

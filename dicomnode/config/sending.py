@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from dicomnode.config.section import Port, Seconds, Section, pauses_in_order
 
+# Why results that others replace are rejected: 113001 or 113037 DCM (PS3.16 CID 7010).
+RejectionReason = Literal["quality", "patient_safety"]
+
 
 class Encode(Section):
     """[encode]: how the results are written."""
@@ -34,7 +37,7 @@ class Deliver(Section):
     )
     max_refusals: int = Field(5, ge=1, description="refusals of one object by a living PACS before FAILED")
     timeout_s: Seconds = Field(60.0, description="for each answer of the peer")
-    rejection_reason: Literal["quality", "patient_safety"] = Field(
+    rejection_reason: RejectionReason = Field(
         "quality", description="title of the rejection note that replaced results get: 113001 or 113037 DCM"
     )
 

@@ -46,6 +46,8 @@ def close_if_done(
         reason="objects arrived while the results were sent" if outdated else reason,
         attempts=0,
         next_attempt_at=0.0,
+        # It was said of results that are rejected now; of those that came in their stead nobody has spoken.
+        rejection_reason="",
     )
     return True
 

@@ -34,6 +34,20 @@ class Commitments(Database):
         with self._read() as connection:
             return [to_case(row) for row in connection.execute(query.order_by(CASES.c.id)).all()]
 
+    def open_destinations(self) -> dict[int, frozenset[str]]:
+        """Case → the peers that still lack something of its newest results, of all cases that are sent."""
+        query = (
+            _newest_runs(State.ENCODED, State.SENDING)
+            .where(DELIVERIES.c.delivered_at.is_(None))
+            .with_only_columns(CASES.c.id, DELIVERIES.c.peer)
+            .distinct()
+        )
+        found: dict[int, frozenset[str]] = {}
+        with self._read() as connection:
+            for case_id, peer in connection.execute(query):
+                found[case_id] = found.get(case_id, frozenset()) | {peer}
+        return found
+
     def uncommitted(self, peer: str) -> list[Uncommitted]:
         """What a peer has of cases that are sending, all of it, and has not committed to, oldest first.
 
@@ -47,7 +61,7 @@ class Commitments(Database):
             .scalar_subquery()
         )
         query = (
-            _runs_of_sending()
+            _newest_runs(State.SENDING)
             .join(last, last.c.id == newest, isouter=True)
             .where(DELIVERIES.c.peer == peer)
             .group_by(CASES.c.id, RUNS.c.id, last.c.outcome, last.c.ask_again_at)
@@ -60,6 +74,7 @@ class Commitments(Database):
                 RUNS.c.id.label("run_id"),
                 func.max(DELIVERIES.c.delivered_at).label("since"),
                 outdated_case().label("outdated"),
+                exists(_still_open()).label("lacking"),
                 func.count(DELIVERIES.c.commit_failure).label("failed"),
                 last.c.outcome,
                 last.c.ask_again_at,
@@ -191,14 +206,15 @@ def _to_uncommitted(row: Row[Any], peer: str) -> Uncommitted:
         peer=peer,
         since=row.since,
         outdated=bool(row.outdated),
+        lacking=bool(row.lacking),
         failed=bool(row.failed),
         last_outcome=row.outcome or "",
         ask_again_at=row.ask_again_at or 0.0,
     )
 
 
-def _runs_of_sending() -> Select[Any]:
-    """Deliveries of the newest run of each case that is sending."""
+def _newest_runs(*states: State) -> Select[Any]:
+    """Deliveries of the newest run of each case in these states."""
     newest = (
         select(func.max(RUNS.c.id))
         .where(RUNS.c.case_id == CASES.c.id, RUNS.c.withdrawn == 0)
@@ -211,20 +227,24 @@ def _runs_of_sending() -> Select[Any]:
         .join(RUNS, RUNS.c.id == newest)
         .join(RESULTS, RESULTS.c.run_id == RUNS.c.id)
         .join(DELIVERIES, DELIVERIES.c.result_id == RESULTS.c.id)
-        .where(CASES.c.state == str(State.SENDING))
+        .where(CASES.c.state.in_([str(state) for state in states]))
     )
 
 
 def _sent_runs() -> Select[Any]:
-    """The same, of runs that every destination has whole."""
+    """The same of cases that are sending, of runs that every destination has whole."""
+    return _newest_runs(State.SENDING).where(~exists(_still_open()))
+
+
+def _still_open() -> Select[Any]:
+    """What any destination lacks of a run; within a query on `runs`."""
     other, theirs = DELIVERIES.alias(), RESULTS.alias()
-    still_open = (
+    return (
         select(other.c.id)
         .join(theirs, theirs.c.id == other.c.result_id)
         .where(theirs.c.run_id == RUNS.c.id, other.c.delivered_at.is_(None))
         .correlate(RUNS)
     )
-    return _runs_of_sending().where(~exists(still_open))
 
 
 def _record_items(

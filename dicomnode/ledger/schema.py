@@ -55,6 +55,7 @@ CASES = Table(
     Column("administered_activity_bq", Float),
     Column("administered_at", Float),
     Column("inputs_removed_at", Float),
+    _text("rejection_reason"),
 )
 
 INSTANCES = Table(

@@ -4,18 +4,20 @@ An object is acknowledged once its file is durable; the ledger hears of it a mom
 Between the two lies only memory, and `recover` finds in the spool what was lost with it. So a
 ledger that is locked or gone delays nothing but the computation. An object that the ledger refuses, or whose
 file cannot be read again, keeps no other out of it: it is left where it lies and told of, and its case is
-held.
+held. Where the ledger refuses even that, it is told again, with pauses that double, until it takes it.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dicomnode.errors import LedgerUnavailable, RowRefused
 from dicomnode.ledger import Ledger
+from dicomnode.patience import backoff_s, lasts
 from dicomnode.reception.defects import Flawed
 from dicomnode.reception.header import Header, inspect
 from dicomnode.reception.spool import Note, Spool
@@ -28,6 +30,18 @@ log = logging.getLogger(__name__)
 _NOT_TAKEN = "the database did not take"
 _NOT_READ = "the disk did not give back"
 _DAMAGED = "the disk damaged"
+
+
+@dataclass(frozen=True, slots=True)
+class _Pauses:
+    """Until a case that the ledger refuses to hold is told of again."""
+
+    first_retry_s: float = 60.0
+    max_retry_s: float = 3600.0
+
+
+_PAUSES = _Pauses()
+_NAMED = 20
 
 
 class Intake:
@@ -46,6 +60,8 @@ class Intake:
         self._lacking: dict[tuple[str, str], dict[str, str]] = {}
         # SOP Instance UIDs of those that waited already when this node started, or came again.
         self._old: set[str] = set()
+        # Study whose case the ledger refuses to hold → how often it has, and when it is told again.
+        self._refused: dict[str, tuple[int, float]] = {}
         self.kept_by: LedgerUnavailable | None = None
         """Why the last `flush` could not tell the ledger everything."""
 
@@ -246,11 +262,17 @@ class Intake:
         with self._lock:
             lacking = {key: dict(paths) for key, paths in self._lacking.items()}
         for (study, why), paths in sorted(lacking.items()):
+            if self._rests(study, now):
+                continue
             # What was told of before holds no case again at every start.
             told = self._ledger.told_lacking(study, why) & self._old
             new = {uid: path for uid, path in paths.items() if uid not in told}
-            if new:
-                self._hold_without(study, why, new, now)
+            if study in self._refused:
+                # Sent again while its case could not be held.
+                still = self._ledger.missing_from(new)
+                new = {uid: path for uid, path in new.items() if uid in still}
+            if new and not self._hold_without(study, why, new, now):
+                continue
             with self._lock:
                 self._old.difference_update(paths)
                 for uid in paths:
@@ -258,34 +280,53 @@ class Intake:
                 if not self._lacking[study, why]:
                     del self._lacking[study, why]
 
-    def _hold_without(self, study: str, why: str, paths: Mapping[str, str], now: float) -> None:
+    def _hold_without(self, study: str, why: str, paths: Mapping[str, str], now: float) -> bool:
+        """returns: whether the ledger has taken it."""
         try:
             self._ledger.lacks(study, why, paths, now)
         except RowRefused as error:
+            pause_s = self._refuse(study, now)
             if self._ledger.with_case((study,)):
                 said = "is not held, and may be computed without them"
             else:
                 said = "could not be opened: `dicomnode cases` does not show it, and nothing is computed"
             log.error(
-                "%s %d object(s) of study %s, and its case %s: %s. The files stay where they are, %s, and "
-                "are tried again at the next start: please report this",
-                why, len(paths), study, said, error.reason, ", ".join(paths.values()),
+                "%s %d object(s) of study %s, and its case %s: %s. It is told again in %.0f s. The files "
+                "stay where they are, %s, and are tried again at the next start: please report this",
+                why, len(paths), study, said, error.reason, pause_s, _named(paths.values()),
             )  # fmt: skip
+            return False
+        self._refused.pop(study, None)
+        return True
+
+    def _rests(self, study: str, now: float) -> bool:
+        _, until = self._refused.get(study, (0, 0.0))
+        return lasts(until, now, _PAUSES.max_retry_s)
+
+    def _refuse(self, study: str, now: float) -> float:
+        """The ledger refuses to hold a study's case. returns: seconds until it is told again."""
+        times = self._refused.get(study, (0, 0.0))[0] + 1
+        pause_s = backoff_s(times, _PAUSES)
+        self._refused[study] = (times, now + pause_s)
+        return pause_s
 
     def _flush_conflicts(self, now: float) -> None:
         with self._lock:
             conflicts = dict(self._conflicts)
         # A study's first object may have come after the batch was taken: then it is said later.
-        for study in sorted(self._ledger.with_case(conflicts)) if conflicts else ():
+        due = [study for study in conflicts if not self._rests(study, now)]
+        for study in sorted(self._ledger.with_case(due)) if due else ():
             try:
                 told = self._ledger.conflict(study, conflicts[study], now)
             except RowRefused as error:
                 log.error(
-                    "objects of study %s contradict each other, and its case is not held: %s. Look into "
-                    "quarantine before a result of it is used, and please report this",
-                    study, error.reason,
+                    "objects of study %s contradict each other, and its case is not held: %s. It is told "
+                    "again in %.0f s: look into quarantine before a result of it is used, and please report "
+                    "this",
+                    study, error.reason, self._refuse(study, now),
                 )  # fmt: skip
-                told = True
+                continue
+            self._refused.pop(study, None)
             if told:
                 with self._lock:
                     del self._conflicts[study]
@@ -319,6 +360,12 @@ def instance_of(header: Header, origin: Origin, path: str, size_bytes: int, rece
         received_at=received_at,
         attributes=header.attributes,
     )
+
+
+def _named(paths: Collection[str]) -> str:
+    """The first few, for a line that is repeated."""
+    few = ", ".join(list(paths)[:_NAMED])
+    return few if len(paths) <= _NAMED else f"{few} and {len(paths) - _NAMED} more"
 
 
 def _quarantined(note: Note) -> Quarantined:

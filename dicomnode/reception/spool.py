@@ -18,6 +18,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -35,6 +36,8 @@ from dicomnode.reception.defects import Defect, Flawed
 from dicomnode.reception.header import is_valid_uid
 from dicomnode.reception.incoming import pieces
 from dicomnode.reception.spool_file import Origin, file_meta
+
+log = logging.getLogger(__name__)
 
 # Folders below data_dir.
 SPOOL = "spool"
@@ -73,9 +76,15 @@ class Note:
 
     @classmethod
     def from_json(cls, text: str) -> Note:
-        """The note; what else the file holds is for people."""
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in json.loads(text).items() if name in known})
+        """The note; what else the file holds is for people. Raises ValueError where it holds no note."""
+        told = json.loads(text)
+        if not isinstance(told, dict):
+            raise ValueError("it holds no JSON object")
+        kinds: dict[str, type | tuple[type, ...]] = {"status": int, "received_at": (int, float)}
+        for field in fields(cls):
+            if not isinstance(told.get(field.name), kinds.get(field.name, str)):
+                raise ValueError(f"{field.name!r} is missing, or not of its kind")
+        return cls(**{field.name: told[field.name] for field in fields(cls)})
 
 
 def free_bytes(folder: Path) -> int:
@@ -108,6 +117,7 @@ class Spool:
         self._syncs = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync-folder")
         self._durable_folders: set[Path] = set()
         self._busy: set[str] = set()
+        self._unread_notes: set[Path] = set()
         self._turn = threading.Condition()
         for folder in (self._spool, self._quarantine):
             folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
@@ -201,9 +211,25 @@ class Spool:
         return kept, True
 
     def notes(self) -> list[Note]:
-        """What lies in quarantine."""
-        paths = sorted(self._quarantine.glob("*.json"))
-        return [Note.from_json(path.read_text(encoding="utf-8")) for path in paths]
+        """What lies in quarantine; of a note that says nothing the log has a line, once."""
+        return [note for path in sorted(self._quarantine.glob("*.json")) if (note := self._note_in(path))]
+
+    def _note_in(self, path: Path) -> Note | None:
+        try:
+            return Note.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None  # another node has removed it
+        except (OSError, ValueError, RecursionError) as error:
+            if path not in self._unread_notes:
+                self._unread_notes.add(path)
+                why = (error.strerror if isinstance(error, OSError) else None) or error
+                log.error(
+                    "%s, which says why %s beside it was refused, cannot be read: %s. The node goes on "
+                    "without it: check the disk, look at the object, then remove both; without this file the "
+                    "object is set aside anew when it is sent again",
+                    self.relative(path), path.with_suffix(".dcm").name, why,
+                )  # fmt: skip
+            return None
 
     def scan(self) -> dict[str, Path]:
         """At start: forget what was half written; SOP Instance UID → file of every accepted object."""

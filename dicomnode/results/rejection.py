@@ -20,7 +20,7 @@ from dicomnode.results.vocabulary import REJECTION_TITLES
 
 # Readers know these as images; the others are named by COMPOSITE, as in the report.
 _IMAGES = (SegmentationStorage, ParametricMapStorage)
-_DESCRIPTION = "New input came: these results are replaced by those that were sent with this note"
+_DESCRIPTION = "These results are replaced by those that were sent with this note"
 
 
 def series_description() -> str:

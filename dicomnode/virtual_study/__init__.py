@@ -60,8 +60,9 @@ class StudyFiles:
 
     @property
     def all(self) -> list[Path]:
-        """Every file."""
-        return [*self.ct, *self.pet, *(p for p in (self.nm, self.rtstruct) if p is not None)]
+        """Every file; what shows activity last, so that a transfer that pauses never looks complete."""
+        single = [path for path in (self.rtstruct, self.nm) if path is not None]
+        return [*self.ct, *single, *self.pet]
 
 
 def write_study(

@@ -31,7 +31,7 @@ NODE_AE, PACS_AE, MODALITY_AE, READER_AE = "DICOMNODE", "ORTHANC", "MODALITY", "
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
 
-def until(condition: Callable[[], Any], what: str, timeout_s: float = 120.0, pause_s: float = 0.02) -> Any:
+def until(condition: Callable[[], Any], what: str, timeout_s: float = 240.0, pause_s: float = 0.02) -> Any:
     """Wait for something that another process does. returns: the condition's first true value."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
@@ -89,12 +89,18 @@ class Orthanc:
             self.process = subprocess.Popen(
                 [self.program, str(self.folder / "orthanc.json")], stdout=log, stderr=log
             )
-        until(lambda: listens(self.port), "Orthanc listens")
+        until(lambda: self._alive() and listens(self.port), "Orthanc listens")
+
+    def _alive(self) -> bool:
+        assert self.process is not None
+        log = self.folder / "orthanc.log"
+        assert self.process.poll() is None, f"Orthanc ended: {log.read_text(errors='replace')[-2000:]}"
+        return True
 
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(30)
+            self.process.wait(120)
             self.process = None
 
     def rest(self, path: str, body: object = None, method: str | None = None) -> Any:
@@ -158,8 +164,9 @@ class Gate:
         self._peer = port
         self._changed = threading.Condition()
         self._allowed: int | None = None
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
+        # One that is there to be listened on again after it was closed.
+        self.port = free_port()
+        self._listener = socket.create_server(("127.0.0.1", self.port))
         self._start()
 
     def shut_after(self, n_bytes: int) -> None:
@@ -274,7 +281,7 @@ device = "cpu"
 
     def start(self) -> None:
         self.launch()
-        until(lambda: self._alive() and listens(self.port), "the node listens", 60)
+        until(lambda: self._alive() and listens(self.port), "the node listens")
 
     def launch(self) -> None:
         """Begin to start."""
@@ -294,6 +301,14 @@ device = "cpu"
     def log(self) -> str:
         return (self.folder / "node.log").read_text()
 
+    def says(self, *texts: str) -> None:
+        """Wait for each of `texts` in the log: a line may be written after what a peer or the ledger sees."""
+        for text in texts:
+            try:
+                until(lambda text=text: text in self.log(), f"the log says {text!r}", 60)
+            except AssertionError as error:
+                raise AssertionError(f"{error}: {self.log()[-3000:]}") from None
+
     def kill(self) -> None:
         """`kill -9`."""
         assert self.process is not None
@@ -306,7 +321,7 @@ device = "cpu"
         if self.process is None:
             return 0
         self.process.terminate()
-        status = self.process.wait(60)
+        status = self.process.wait(120)
         self.process = None
         return status
 
@@ -341,7 +356,7 @@ device = "cpu"
             ledger.close()
 
     def reaches(
-        self, study_uid: str, *states: State, timeout_s: float = 120.0, pause_s: float = 0.02
+        self, study_uid: str, *states: State, timeout_s: float = 240.0, pause_s: float = 0.02
     ) -> Case:
         """Wait until a study's case is in one of `states`."""
 

@@ -145,7 +145,7 @@ def test_a_bad_study_is_held_with_reason_and_remedy_and_nothing_is_lost(
     shown = " ".join(node.run("show", str(case.id)).stdout.split())
     assert " ".join(case.reason.split()) in shown
     assert " ".join(case.remedy.split()) in shown
-    assert f"case {case.id} is HELD: {case.reason}" in node.log()
+    node.says(f"case {case.id} is HELD: {case.reason}")
     assert len(list((node.data_dir / "spool" / uid).glob("*.dcm"))) == len(pushed)
     assert pacs.held(uid) == {}
 
@@ -213,7 +213,7 @@ def test_another_modality_and_an_unknown_caller_are_refused_at_the_door(
     )  # fmt: skip
     assert refused.returncode != 0
     assert "Calling AE Title Not Recognized" in refused.stderr
-    assert "'STRANGER'" in node.log()
+    node.says("'STRANGER'")
     called = subprocess.run(
         [peer_program("echoscu"), "-aet", "MODALITY", "-aec", "WRONG", "127.0.0.1", str(node.port)],
         capture_output=True, text=True, check=False,

@@ -87,7 +87,7 @@ def test_both_doses_reach_the_pacs_and_the_report_names_the_weights(
     # What differs more from DVK than the evaluation saw is told wherever a person looks.
     for told in (said(found["SR"]), found["cnn"].ImageComments, node.run("show", str(case)).stdout):
         assert "saw 50 to 60" in told
-    assert f"case {case}: the energy that the network finds in the whole map is" in node.log()
+    node.says(f"case {case}: the energy that the network finds in the whole map is")
 
 
 def test_a_camera_without_approved_weights_gets_dvk_alone_and_the_reason(
@@ -97,7 +97,7 @@ def test_a_camera_without_approved_weights_gets_dvk_alone_and_the_reason(
     assert found.keys() == {"dvk", "SR"}
     reason = "no network weights are approved for the camera 'room 2'"
     assert reason in said(found["SR"])
-    assert f"case {case}: engine cnn was not used, and dvk stands in its place: {reason}" in node.log()
+    node.says(f"case {case}: engine cnn was not used, and dvk stands in its place: {reason}")
 
 
 def test_check_shows_what_was_approved(node: Node, weights: tuple[Path, Manifest]) -> None:

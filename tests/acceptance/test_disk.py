@@ -67,7 +67,8 @@ def read_only(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # Busy as long as the node looks into it.
+        until(lambda: subprocess.run(["umount", str(folder)], check=False).returncode == 0, "it is unmounted")
 
 
 @pytest.fixture
@@ -143,14 +144,13 @@ def test_a_read_only_spool_refuses_objects_and_goes_on_when_it_can_be_written(
     files = small_study.write(tmp_path / "study", "read-only")
     with read_only(node.data_dir / "spool"):
         refused(storescu, node, files)
-        assert "Read-only file system" in node.log()
+        node.says("Read-only file system")
     taken(storescu, node, files)
     node.reaches(files.study.study_instance_uid, State.DONE)
     assert pacs.held(files.study.study_instance_uid) == RESULTS
     calm(node)
 
 
-@pytest.mark.timeout(400)
 def test_results_that_find_no_room_are_written_when_there_is_some(
     node: Node, pacs: Orthanc, small_disk: Mount, peer_program: Find, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ MOMENTS: list[str] = [
 ]
 
 # READY and ENCODED last one tick: a busy machine may look too late, and tries another study.
-TRIES = 5
+TRIES = 10
 
 
 @pytest.fixture(scope="module")

@@ -84,6 +84,9 @@ def journey(
     query(peer_program("findscu"), private, "STRANGER")
     told = private.folder / "told.txt"
     until(lambda: told.exists() and told.read_text().count("is HELD") == 2, "both are told of")
+    # Written by a thread of its own; Security Alert and Query are of the last two associations.
+    audited = private.folder / "audit.log"
+    until(lambda: all(code in audited.read_text() for code in ("110112", "110113")), "the trail tells of all")
     return files
 
 

@@ -220,7 +220,7 @@ def test_a_query_can_be_cancelled(viewer: Viewer, study: StudyFiles) -> None:
 def test_a_peer_without_the_right_finds_nothing(viewer: Viewer, node: Node) -> None:
     said = viewer.run("findscu", "-S", keys=("QueryRetrieveLevel=STUDY",), calling=MODALITY_AE)
     assert "No Acceptable Presentation Contexts" in said
-    until(lambda: "asked to find" in node.log(), "the log names it")
+    node.says("asked to find")
 
 
 def test_a_study_moves_to_a_known_peer_as_it_was_received(
@@ -332,5 +332,5 @@ def test_a_ledger_of_an_older_version_is_read_in(node: Node, viewer: Viewer, stu
         )
         return len(found) == 1 and found[0].NumberOfStudyRelatedInstances == number
 
-    until(all_there, "the index is whole again", 60, 0.5)
+    until(all_there, "the index is whole again", pause_s=0.5)
     assert len(viewer.query("QueryRetrieveLevel=STUDY", "StudyInstanceUID")) == before

@@ -50,7 +50,7 @@ class Fellow(Node):
         with (self.folder / "node.log").open("ab") as log:
             command = [sys.executable, "-m", "dicomnode", "serve", "--config", str(self.config)]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        until(lambda: self._alive() and self.log().count(UP) > before, "the node is up", 60)
+        until(lambda: self._alive() and self.log().count(UP) > before, "the node is up")
 
 
 @dataclass
@@ -166,7 +166,7 @@ def test_an_object_that_another_receiver_has_under_another_study_is_refused(
     ds.StudyInstanceUID = f"{files.study.study_instance_uid[:50]}.77"
     ds.save_as(tmp_path / "moved.dcm")
     assert push(peer_program("storescu"), site.b.port, [tmp_path / "moved.dcm"]) == []
-    assert f"study {files.study.study_instance_uid}" in site.b.log()
+    site.b.says(f"study {files.study.study_instance_uid}")
 
 
 def test_what_a_killed_receiver_acknowledged_is_registered_by_the_worker(
@@ -182,7 +182,7 @@ def test_what_a_killed_receiver_acknowledged_is_registered_by_the_worker(
     site.a.kill()
     acked = acknowledged(process.communicate(timeout=60)[0].decode(errors="replace"), files.all)
     wanted = {sop_instance_uid(path) for path in acked}
-    until(lambda: wanted <= {i.sop_instance_uid for i in site.instances(uid)}, "they are registered", 60)
+    until(lambda: wanted <= {i.sop_instance_uid for i in site.instances(uid)}, "they are registered")
     until(lambda: not list(folder.glob("*.part")), "what was half written is removed")
     assert len(push(storescu, site.b.port, files.all)) == len(files.all)
     site.reaches(uid, State.DONE)
@@ -201,7 +201,7 @@ def test_when_the_worker_is_killed_the_one_that_stands_by_goes_on(
     assert "this node works" not in site.standby.log()
     site.worker.kill()
     case = site.reaches(uid, State.DONE)
-    assert "this node works" in site.standby.log()
+    site.standby.says("this node works")
     outcomes = [a.outcome for a in site.ledger.attempts(case.id)]
     assert outcomes[0] == "interrupted"
     assert pacs.held(uid) == {"RTDOSE": 1, "SEG": 1, "SR": 1}

@@ -90,6 +90,6 @@ def killed_at(
 
 def _wait_for_first_file(site: Site, study_uid: str) -> None:
     spool = site.node.data_dir / "spool" / study_uid
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (spool.exists() and any(spool.iterdir())):
         assert time.monotonic() < deadline, "nothing arrives"

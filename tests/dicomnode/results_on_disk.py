@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -13,6 +15,7 @@ from pydicom.uid import (
     SegmentationStorage,
     generate_uid,
 )
+from sqlalchemy import Engine, event
 
 from dicomnode.config import Config, parse
 from dicomnode.demo.standin_pacs import StandinPacs
@@ -108,3 +111,29 @@ def compute_again(
         )
     ledger.register(attempt, run_of(inputs), results, peers, now)
     return ledger.case(case_id)
+
+
+def half_sent(ledger: Ledger, data_dir: Path, peers: tuple[str, ...], study: str, at: float) -> Case:
+    """A case whose results the first of `peers` has; the others could not be reached. It is due again."""
+    case = encoded_case(ledger, data_dir, peers, at, study)
+    attempt = ledger.begin(case.id, Event.SEND, "deliver", at)
+    for delivery in rows(ledger, case):
+        if delivery.peer == peers[0]:
+            ledger.answered(delivery, at, status=0, detail="", delivered=True)
+    ledger.end(attempt, Event.STUMBLE, at, outcome="failed", attempts=1, next_attempt_at=at)
+    return ledger.case(case.id)
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """What is asked of any database."""
+    asked: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_rest: object) -> None:
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)

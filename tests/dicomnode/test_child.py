@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -158,3 +159,26 @@ def test_cancel_kills_a_job_that_hangs(tmp_path: Path) -> None:
         future.process.wait()
         assert not alive(pid)
         assert not future.cancel() or future.cancelled()
+
+
+def test_a_parent_that_is_killed_as_it_is_answered_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever notices first, the job that answers or the thread that watches: here, the job."""
+    here, there = Pipe()
+    socket = os.dup(there.fileno())
+    there.close()
+    here.send_bytes(pickle.dumps((square, (2,), {})))
+    here.close()
+
+    def leave_with(status: int) -> None:
+        raise SystemExit(status)
+
+    monkeypatch.setattr(child_process, "_die_with_parent", lambda connection: None)
+    monkeypatch.setattr(child_process, "_offer_to_memory_killer", lambda: None)
+    monkeypatch.setattr(os, "_exit", leave_with)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            child_process.main(socket, None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.value.code == child_process.PARENT_DIED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def alive(pid: int) -> bool:
 class RunningCluster:
     """Scheduler and workers, each a process as an administrator starts it."""
 
+    connect_timeout_s = 60.0
+
     def __init__(self, folder: Path, tls: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.tls = tls or {}
@@ -70,7 +73,7 @@ class RunningCluster:
         return {
             "scheduler": f"{scheme}://127.0.0.1:{self.port}",
             "resources": {"GPU": 1},
-            "connect_timeout_s": 5.0,
+            "connect_timeout_s": self.connect_timeout_s,
             **self.tls,
         }
 
@@ -111,6 +114,10 @@ class RunningCluster:
                 process.terminate()
         for process in (*self.workers, self.scheduler):
             if process is not None:
+                # How long a worker takes to leave its cluster is not what is tested.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(60)
+                process.kill()
                 process.wait(60)
 
     def executor(self, **changes: Any) -> Executor:
@@ -187,7 +194,11 @@ def executor(cluster: RunningCluster) -> Iterator[Executor]:
 # ── jobs and their ends ──────────────────────────────────────────────────────────────────────────
 
 
-def test_results_come_back_from_processes_of_both_workers(executor: Executor, tmp_path: Path) -> None:
+def test_results_come_back_from_processes_of_both_workers(
+    executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A busy worker that answers late would be restarted, and is to live on.
+    monkeypatch.setattr("dicomnode.computing.cluster.KILL_ANSWER_S", WAIT_S)
     assert list(executor.map(square, [2, 3, 4])) == [4, 9, 16]
     hanging = [executor.submit(hang, str(tmp_path / name)) for name in "ab"]
     where = [until(lambda n=n: read(tmp_path / n), "a job begins") for n in "ab"]
@@ -312,8 +323,11 @@ def test_a_scheduler_that_goes_away_costs_no_attempt_and_work_goes_on_when_it_is
     ledger: Ledger, tmp_path: Path
 ) -> None:
     with running(tmp_path, workers=1) as cluster:
-        executor = executor_for(cluster.config(tmp_path))
-        computer = Computer(cluster.config(tmp_path), ledger, executor, hangs_first)
+        # It is called in vain for so long.
+        cluster.connect_timeout_s = 15.0
+        config = cluster.config(tmp_path, timeout_s=1e6)
+        executor = executor_for(config)
+        computer = Computer(config, ledger, executor, hangs_first)
         case = ready(ledger)
         computer.tick(1.0)
         job, _worker = until(lambda: read(tmp_path / f"begun-{case.id}"), "the job begins")
@@ -326,7 +340,9 @@ def test_a_scheduler_that_goes_away_costs_no_attempt_and_work_goes_on_when_it_is
         assert [a.outcome for a in ledger.attempts(case.id)] == ["postponed", "postponed"]
         cluster.start_scheduler()
         cluster.start_worker()
-        until(lambda: computer.tick(1000.0) or all_in(ledger, State.ENCODED), "it is computed")
+        # A scheduler that has just begun may be called in vain once more: the pauses must pass.
+        later = itertools.count(1000.0, 10.0)
+        until(lambda: computer.tick(next(later)) or all_in(ledger, State.ENCODED), "it is computed")
         executor.shutdown(cancel_futures=True)
 
 

@@ -154,6 +154,22 @@ def test_retry_takes_a_held_case_up_again(settings: Path, ledger: Ledger) -> Non
     assert ledger.case(1).state is State.COLLECTING
 
 
+def test_retry_says_why_the_replaced_results_are_rejected_and_show_tells(
+    settings: Path, ledger: Ledger
+) -> None:
+    ledger.add_instances([instance("1.2.3", 1)], 10.0)
+    again = ("retry", "1", "--config", str(settings))
+    assert told(*again, "--rejection-reason", "patient_safety").exit_code == 0
+    assert told(*again).exit_code == 0
+    assert ledger.case(1).rejection_reason == "patient_safety", "it holds until it was sent"
+    assert "for reasons of patient safety" in words(told("show", "1", "--config", str(settings)))
+    assert told(*again, "--rejection-reason", "nonsense").exit_code == 2
+    refused = run(*again, "--rejection-reason", "quality", "--resend")
+    assert refused.returncode == 1
+    assert "Leave --rejection-reason out" in refused.stderr
+    assert ledger.case(1).rejection_reason == "patient_safety"
+
+
 def test_show_names_the_file_of_an_object_that_was_set_aside_in_one_piece(
     settings: Path, ledger: Ledger
 ) -> None:

@@ -29,7 +29,7 @@ from dicomnode.network.receive import Receiver
 from dicomnode.records import Case, Commitment
 from dicomnode.states import Event, State
 from tests.dicomnode.committing_pacs import ALL, SOME_FAILED, Asked, CommittingPacs, report, send_report
-from tests.dicomnode.results_on_disk import case_for, compute_again, instance, rows
+from tests.dicomnode.results_on_disk import case_for, compute_again, half_sent, instance, rows, statements
 
 H = 3600.0
 INSTANCE = "1.2.840.10008.1.20.1.1"
@@ -653,3 +653,30 @@ def test_only_a_destination_can_be_asked_to_commit() -> None:
     peer = {"name": "scanner", "ae_title": "CT", "commitment": True}
     with pytest.raises(ConfigurationError, match=r"commitment = true, but \[deliver\] to does not name it"):
         parse({"peers": [peer]})
+
+
+def test_cases_that_wait_cost_the_ledger_nothing_more(
+    ledger: Ledger, tmp_path: Path, pacs: CommittingPacs, down: StandinPacs
+) -> None:
+    """While the PACS rests, and another destination is down; in whatever way they wait."""
+    stages = Stages(config_for(tmp_path, pacs, down), ledger)
+    stages.committer._resting.rest("PACS", "it is down", 20.0)
+    outcomes = ("waiting", "refused", "unanswered", "asking", "outdated")
+    counts = []
+    for number in range(50):
+        study, outcome = f"1.2.{number}", outcomes[number % 5]
+        case = half_sent(ledger, tmp_path, ("PACS", "DOWN"), study, 10.0)
+        run = ledger.latest_run(case.id)
+        assert run is not None
+        ids = [delivery.id for delivery in rows(ledger, case) if delivery.peer == "PACS"]
+        asked = ledger.ask(run.id, "PACS", f"2.25.{number}", ids, 11.0)
+        if outcome == "outdated":
+            ledger.add_instances([instance(study, 2, 12.0)], 12.0)
+        elif outcome != "asking":
+            ledger.asked(asked, outcome, "", 12.0)
+        if number in (4, 49):
+            with statements() as said:
+                stages.committer.tick(21.0)
+            counts.append(len(said))
+    assert counts[0] == counts[1] <= 3
+    assert pacs.asked == []

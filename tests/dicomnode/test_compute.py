@@ -105,6 +105,23 @@ def test_a_ready_case_is_claimed_and_its_job_gets_absolute_paths(
     assert bench.jobs[0].out.is_relative_to(config.node.data_dir / "results" / str(case.id))
 
 
+@pytest.mark.parametrize("configured", ["quality", "patient_safety"])
+def test_a_job_rejects_for_the_reason_of_its_case_or_else_as_it_is_configured(
+    config: Config, ledger: Ledger, bench: Bench, configured: str
+) -> None:
+    deliver = config.deliver.model_copy(update={"rejection_reason": configured})
+    computer = Computer(config.model_copy(update={"deliver": deliver}), ledger, bench)
+    case = ready(ledger)
+    computer.tick(1.0)
+    assert bench.jobs[-1].rejection_reason == configured
+    bench.answer("SEG")
+    computer.tick(2.0)
+    ledger.apply(case.id, Event.RETRY, 3.0, inputs_sha256="", rejection_reason="patient_safety")
+    assembled(ledger, case, 4.0, "digest")
+    computer.tick(5.0)
+    assert bench.jobs[-1].rejection_reason == "patient_safety"
+
+
 def test_one_case_at_a_time_the_oldest_first(computer: Computer, ledger: Ledger, bench: Bench) -> None:
     first, second = ready(ledger, "1.1"), ready(ledger, "1.2")
     computer.tick(1.0)

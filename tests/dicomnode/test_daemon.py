@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from rich.console import Console
 
 from dicomnode.commands.folder import compute_folder
 from dicomnode.config import Config, Peer, parse, with_engines
-from dicomnode.daemon import Daemon, guarded, prepare_data_dir
+from dicomnode.daemon import Daemon, guarded, next_signal, prepare_data_dir
 from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import ConfigurationError
 from dicomnode.network.send import Outgoing, Verdict, send
@@ -372,3 +374,21 @@ def test_a_stage_that_fails_is_tried_again_and_stops_nothing(
     guarded(broken, lambda: 0.0, daemon._outage)
     assert "tried again" in caplog.text
     assert "a mistake of ours" in caplog.text
+
+
+def test_a_signal_that_does_not_end_the_wait_is_heard_all_the_same() -> None:
+    """As one that comes between the last look and the wait: here, to a thread that does not wait for it."""
+    signals: SimpleQueue[signal.Signals] = SimpleQueue()
+    before = signal.signal(signal.SIGUSR1, lambda number, _frame: signals.put(signal.Signals(number)))
+    done = threading.Event()
+    other = threading.Thread(target=done.wait, daemon=True)
+    other.start()
+    assert other.ident is not None
+    caller = threading.Timer(0.3, signal.pthread_kill, (other.ident, signal.SIGUSR1))
+    caller.start()
+    try:
+        assert next_signal(signals) is signal.SIGUSR1
+    finally:
+        caller.join()
+        done.set()
+        signal.signal(signal.SIGUSR1, before)

@@ -21,7 +21,16 @@ from dicomnode.network.send import Outgoing
 from dicomnode.patience import backoff_s, spread
 from dicomnode.records import Case, Delivery
 from dicomnode.states import Event, State
-from tests.dicomnode.results_on_disk import case_for, compute_again, config_for, encoded_case, instance, rows
+from tests.dicomnode.results_on_disk import (
+    case_for,
+    compute_again,
+    config_for,
+    encoded_case,
+    half_sent,
+    instance,
+    rows,
+    statements,
+)
 
 
 @pytest.fixture(scope="module")
@@ -516,3 +525,42 @@ def test_cases_are_spread_over_the_tenth() -> None:
     gaps = [b - a for a, b in pairwise(jitters)]
     assert 0.0 <= jitters[0] < jitters[-1] < 1.0
     assert max(gaps) < 0.02
+
+
+def test_cases_that_wait_for_a_destination_that_rests_cost_the_ledger_nothing_more(
+    ledger: Ledger, tmp_path: Path, pacs: StandinPacs, down: StandinPacs
+) -> None:
+    """Another destination is there, and a new case goes to it past all that wait."""
+    stage = deliverer(config_for(tmp_path, pacs, down), ledger)
+    peers = (pacs.ae_title, down.ae_title)
+    stage._resting.rest(down.ae_title, "it is down", 20.0)
+    counts = []
+    for number in range(50):
+        half_sent(ledger, tmp_path, peers, f"1.2.{number}", 10.0)
+        if number in (0, 49):
+            with statements() as asked:
+                stage.tick(21.0)
+            counts.append(len(asked))
+    assert counts[0] == counts[1] <= 4
+    assert pacs.received == []
+    late = case_for(ledger, tmp_path, pacs, study="1.3")
+    stage.tick(22.0)
+    assert ledger.case(late.id).state is State.DONE
+    assert {case.state for case in ledger.cases() if case.id != late.id} == {State.SENDING}
+
+
+def test_one_failed_call_spares_the_ledger_in_the_same_tick_too(
+    ledger: Ledger, tmp_path: Path, pacs: StandinPacs, down: StandinPacs
+) -> None:
+    stage = deliverer(config_for(tmp_path, pacs, down), ledger)
+    counts = []
+    for number in range(30):
+        half_sent(ledger, tmp_path, (pacs.ae_title, down.ae_title), f"1.2.{number}", 10.0)
+        if number in (9, 29):
+            # Its pause is over, the first case finds it down still, and all others wait for it.
+            stage._resting.wake(down.ae_title)
+            with statements() as asked:
+                stage.tick(20.0 + number)
+            counts.append(len(asked))
+            assert sum(case.attempts == 2 for case in ledger.cases()) == len(counts)
+    assert counts[0] == counts[1]

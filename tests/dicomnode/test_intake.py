@@ -216,7 +216,10 @@ def test_a_study_of_which_every_object_is_refused_has_a_case_that_is_held(
     assert ledger.case(case.id).conflict == ""
 
 
-def test_a_study_whose_case_the_database_refuses_is_told_of(
+NO_MORE = {"sqlite": "DROP TRIGGER no_case", "postgresql": "ALTER TABLE cases DROP CONSTRAINT no_case"}
+
+
+def test_a_study_whose_case_the_database_refuses_is_told_of_until_it_is_held(
     ledger: Ledger, spool: Spool, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     change(
@@ -234,7 +237,21 @@ def test_a_study_whose_case_the_database_refuses_is_told_of(
     assert "is held" not in object_line
     assert f"study {STUDY}, and its case could not be opened" in case_line
     assert f"where they are, spool/{STUDY}/{STUDY}.1.1.dcm" in case_line
+    assert "told again in 60 s" in case_line
     assert ledger.cases() == []
+    for at in (61, 62, 63):
+        intake.flush(NOW + at)
+    assert len(errors(caplog)) == 3
+    assert "told again in 120 s" in errors(caplog)[-1]
+    change(url, NO_MORE)
+    intake.flush(NOW + 170)
+    assert ledger.cases() == [], "it has its time"
+    intake.flush(NOW + 182)
+    (case,) = ledger.cases()
+    assert case.conflict.startswith(f"the database did not take an object that was received: {STUDY}.1.1, ")
+    intake.flush(NOW + 1e6)
+    assert len(errors(caplog)) == 3
+    assert [t.at for t in ledger.story(case.id)] == [NOW + 182] * 2, "told once"
 
 
 def test_a_study_whose_rows_in_the_index_are_refused_is_held(ledger: Ledger, spool: Spool, url: str) -> None:
@@ -329,17 +346,21 @@ def test_a_contradiction_that_is_refused_keeps_no_other_out(
             raise RowRefused("not this")
         return told(self, study, reason, now)
 
-    monkeypatch.setattr(Ledger, "conflict", conflict)
-    intake.flush(NOW)
-    intake.flush(NOW + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "conflict", conflict)
+        intake.flush(NOW)
+        intake.flush(NOW + 1)
     assert sorted(case.conflict for case in ledger.cases()) == [
         "",
         "another patient; set aside as quarantine/2.dcm",
     ]
     assert len(ledger.quarantined(STUDY)) == 2
     (line,) = errors(caplog)
-    assert "its case is not held: not this" in line
+    assert "its case is not held: not this. It is told again in 60 s" in line
     assert "DOE-4711" not in line
+    intake.flush(NOW + 61)
+    assert "patient DOE-4711 too; set aside as quarantine/1.dcm" in {c.conflict for c in ledger.cases()}
+    assert len(errors(caplog)) == 1
 
 
 def test_what_the_database_takes_at_last_is_registered_at_the_next_start(
@@ -428,6 +449,43 @@ def test_a_note_that_is_refused_keeps_no_other_out(
     intake.flush(NOW)
     assert [q.path for q in ledger.quarantined(STUDY)] == ["quarantine/1.dcm", "quarantine/3.dcm"]
     assert len(errors(caplog)) == 1
+
+
+def test_a_note_that_cannot_be_read_is_named_once_and_keeps_nothing_out(
+    ledger: Ledger, spool: Spool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Quarantine is for people to look into: what they, or a bad disk, leave there must not stop the node."""
+    texts = {
+        "1": note(1).to_json(),
+        "2": "",
+        "3": "[]",
+        "4": note(4).to_json().replace('"status": 49152', '"status": "0xC000"'),
+        "5": note(5).to_json()[:-30],
+        "6": note(6).to_json(),
+        "7": note(7).to_json(),
+        "8": "[" * 100_000,
+    }
+    for number, content in texts.items():
+        (spool.data_dir / "quarantine" / f"{number}.json").write_text(content)
+    (spool.data_dir / "quarantine" / "7.json").write_bytes(b"\xff\xfe")
+    read = Path.read_text
+
+    def damaged(self: Path, encoding: str | None = None, errors: str | None = None) -> str:
+        if self.name == "6.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(self, encoding, errors)
+
+    monkeypatch.setattr(Path, "read_text", damaged)
+    intake = Intake(spool, ledger)
+    receive(spool, Intake(spool, ledger), 1)
+    intake.recover(NOW)
+    intake.adopt(["other"], NOW + 1)
+    assert registered(ledger) == ["1"]
+    assert [q.path for q in ledger.quarantined(STUDY)] == ["quarantine/1.dcm"]
+    lines = errors(caplog)
+    assert [line.split(",")[0] for line in lines] == [f"quarantine/{n}.json" for n in (2, 3, 4, 5, 6, 7, 8)]
+    assert "which says why 6.dcm beside it was refused, cannot be read: Input/output error. " in lines[4]
+    assert "'status' is missing, or not of its kind" in lines[2]
 
 
 @pytest.mark.parametrize(

@@ -291,3 +291,20 @@ def test_an_archive_that_refuses_the_note_for_good_asks_a_person_who_may_do_with
     ledger.resend(case.id, 60, without.deliver.to, without.rejection_note_takers())
     stage(without, ledger).tick(70)
     assert ledger.case(case.id).state is State.DONE
+
+
+def test_what_a_person_said_holds_until_the_note_and_the_new_results_are_there(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs
+) -> None:
+    config = config_for(tmp_path, archive)
+    case, _ = new_run(ledger, config, 10)
+    stage(config, ledger).tick(20)
+    ledger.apply(case.id, Event.RETRY, 25, rejection_reason="patient_safety")
+    new_run(ledger, config, 30)
+    archive.status = refusing(RTDoseStorage)
+    stage(config, ledger).tick(40)
+    assert ledger.case(case.id).rejection_reason == "patient_safety"
+    archive.status = lambda _sop_class, _uid: 0x0000
+    stage(config, ledger).tick(50)
+    done = ledger.case(case.id)
+    assert (done.state, done.rejection_reason) == (State.DONE, "")
