@@ -99,7 +99,9 @@ class Daemon:
             config.assemble, config.camera, self.ledger, config.node.data_dir, self._jumps, config.fetch
         )
         self._executor = executor or executor_for(config)
-        self._computer = Computer(config, self.ledger, self._executor, work, steady, self._audit)
+        self._computer = Computer(
+            config, self.ledger, self._executor, work, steady, self._audit, self.intake.damaged
+        )
         self._indexer = Indexer(self.ledger, config.node.data_dir)
         self._make_stages()
         self._work = Work(self.ledger, self.intake, config.node.data_dir, self._recover, self._computer.stop)

@@ -398,6 +398,11 @@ class Inputs:
     notes: tuple[str, ...] = ()
     """What was decided while choosing; goes into the report."""
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*self.ct, *self.spect, *self.rois, *self.registrations, *self.dose_reports)
+
     def to_json(self) -> str:
         """For the ledger."""
         return json.dumps(asdict(self))

@@ -20,10 +20,12 @@ from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomnode import __version__
-from dicomnode.computing.job import Job, Outcome
+from dicomnode.computing.job import InputsDamaged, Job, Outcome
 from dicomnode.config import Config
+from dicomnode.reception.defects import Flawed
 from dicomnode.reception.header import describe_file
-from dicomnode.records import NewResult, NewRun
+from dicomnode.reception.spool_file import read_back
+from dicomnode.records import Inputs, NewResult, NewRun
 from dicomnode.results.encode import EncodedObject, encode, uid_source
 from dicomnode.results.findings import (
     EncodingSettings,
@@ -49,6 +51,7 @@ from pipeline.volume import Grid
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +126,15 @@ class _Steps:
 def perform(job: Job, progress: Progress = lambda _what, _part: None) -> Outcome:
     """Compute a study and write its results into `job.out`.
 
-    raises: InputRejected when a person must act, EngineFailed or OSError when the machine is at fault.
+    raises: InputRejected or InputsDamaged when a person must act, EngineFailed or OSError when the machine is
+    at fault.
     """
     steps = _Steps(progress)
     if job.checkpoint is not None:
         job.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if job.spooled:
+        steps("check the files", 0.0)
+        _require_undamaged(job.inputs)
     ct_paths = [Path(p) for p in job.inputs.ct]
     spect_paths = [Path(p) for p in job.inputs.spect]
     steps("read the CT", 0.0)
@@ -155,6 +162,23 @@ def perform(job: Job, progress: Progress = lambda _what, _part: None) -> Outcome
     steps.close()
     progress("done", 1.0)
     return Outcome(tuple(_new_result(w) for w in written), _new_run(findings, dosimetry, steps.seconds))
+
+
+def _require_undamaged(inputs: Inputs) -> None:
+    """A bit that the disk turned makes another dose that looks as right as this one."""
+    damaged = []
+    for file in inputs.files:
+        try:
+            read_back(Path(file))
+        except Flawed:
+            damaged.append(file)
+    if damaged:
+        raise InputsDamaged(
+            f"{len(damaged)} of its {len(inputs.files)} files are not what was received: "
+            f"{', '.join(Path(file).name for file in damaged[:_NAMED])}",
+            "Check the disk, and have these objects sent again",
+            tuple(damaged),
+        )
 
 
 def encoding_settings(config: Config) -> EncodingSettings:

@@ -12,14 +12,14 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dicomnode import __version__
 from dicomnode.audit.trail import SILENT, Audit
-from dicomnode.computing.job import Job, Outcome
+from dicomnode.computing.job import InputsDamaged, Job, Outcome
 from dicomnode.config import Config
 from dicomnode.errors import IllegalTransition, Rejected, Unavailable
 from dicomnode.ledger import Ledger
@@ -75,7 +75,8 @@ class Computer:
     """Computes [dose] at_once cases at a time.
 
     executor: runs `work` (the job; tests bring their own) so that `Future.cancel()` stops it.
-    steady: seconds of a clock that is never set; None: the times of `tick`.
+    steady: seconds of a clock that is never set; None: the times of `tick`. damaged: takes files of the spool
+    that are not what came, by SOP Instance UID, and has their case held.
     """
 
     def __init__(
@@ -86,8 +87,10 @@ class Computer:
         work: Callable[[Job], Outcome] = run,
         steady: Callable[[], float] | None = None,
         audit: Audit = SILENT,
+        damaged: Callable[[Mapping[str, Path], float], None] = lambda _paths, _now: None,
     ) -> None:
         self._audit = audit
+        self._set_aside = damaged
         self._config = config
         self._ledger = ledger
         self._executor = executor
@@ -166,6 +169,7 @@ class Computer:
             rejected=tuple(rejected),
             rejection_reason=case.rejection_reason or self._config.deliver.rejection_reason,
             kernel_cache=data_dir / "cache" / "kernels",
+            spooled=True,
             checkpoint=checkpoint,
         )
         deadline = self._now(now) + self._config.dose.timeout_s
@@ -281,6 +285,9 @@ class Computer:
         attempt = running.attempt
         try:
             outcome = running.future.result()
+        except InputsDamaged as error:
+            shutil.rmtree(running.out, ignore_errors=True)
+            self._damaged(attempt, error, now)
         except (InputRejected, Rejected) as error:
             shutil.rmtree(running.out, ignore_errors=True)
             self._ledger.end(
@@ -306,6 +313,12 @@ class Computer:
                 self._failed(attempt, reason, remedy, now)
         else:
             self._register(attempt, outcome, now)
+
+    def _damaged(self, attempt: Attempt, error: InputsDamaged, now: float) -> None:
+        """The case is held by what it lacks now, and goes on when that is sent again."""
+        log.error("case %d: %s. %s", attempt.case_id, error.reason, error.remedy)
+        self._set_aside({Path(path).stem: Path(path) for path in error.paths}, now)
+        self._ledger.end(attempt, None, now, outcome="rejected", reason=error.reason, remedy=error.remedy)
 
     def _postponed(self, attempt: Attempt, error: Unavailable, now: float) -> None:
         """Nothing could be computed: no attempt counts, and no other case is claimed in vain."""

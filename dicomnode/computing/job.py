@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dicomnode.config import Config, RejectionReason
+from dicomnode.errors import Rejected
 from dicomnode.records import Inputs, NewResult, NewRun
 
 
@@ -26,6 +27,8 @@ class Job:
     """What they are told of them."""
     kernel_cache: Path | None = None
     """Where computed voxel kernels are kept for other cases."""
+    spooled: bool = False
+    """The inputs are files of the spool, which hold a checksum of what came."""
     checkpoint: Path | None = None
     """What a Monte Carlo that is interrupted leaves, and goes on from at the next attempt."""
 
@@ -37,3 +40,17 @@ class Outcome:
     results: tuple[NewResult, ...]
     inputs_free_run: NewRun
     """The run with an empty inputs_sha256: the ledger knows that one."""
+
+
+class InputsDamaged(Rejected):
+    """Files of the spool are not what came; nothing may be computed from them.
+
+    paths: absolute.
+    """
+
+    def __init__(self, reason: str, remedy: str = "", paths: tuple[str, ...] = ()) -> None:
+        super().__init__(reason, remedy)
+        self.paths = paths
+
+    def __reduce__(self) -> tuple[type[InputsDamaged], tuple[str, str, tuple[str, ...]]]:
+        return type(self), (self.reason, self.remedy, self.paths)
