@@ -54,36 +54,40 @@ class Row:
     association_ms: list[float]
 
 
-def questions() -> dict[str, tuple[str, Dataset]]:
-    """What is asked: name → model and Identifier."""
+def questions(studies: int = STUDIES) -> dict[str, tuple[str, Dataset]]:
+    """What is asked: name → model and Identifier. studies: how many there are."""
+    some = studies * 7 // 20
+    surname = SURNAMES[some // 200 % len(SURNAMES)]
+    even = some // 2 * 2
+    like = f"N?{f'{even:06d}'[1:4]}*"
     counted = {"ModalitiesInStudy": "", "NumberOfStudyRelatedInstances": "", "StudyDescription": ""}
     study = {"StudyInstanceUID": "", "PatientName": "", "PatientID": "", "StudyDate": "", **counted}
-    series = {"StudyInstanceUID": uid(700), "SeriesInstanceUID": "", "Modality": ""}
-    image = {"StudyInstanceUID": uid(700), "SOPInstanceUID": "", "InstanceNumber": ""}
+    series = {"StudyInstanceUID": uid(some), "SeriesInstanceUID": "", "Modality": ""}
+    image = {"StudyInstanceUID": uid(some), "SOPInstanceUID": "", "InstanceNumber": ""}
 
     def ask(
         level: str, base: dict[str, str], model: str = STUDY_ROOT, **values: object
     ) -> tuple[str, Dataset]:
-        return model, keys(level, **{**base, **values})
+        return model, keys(level, "", **{**base, **values})
 
     return {
-        "STUDY by PatientID": ask("STUDY", study, PatientID="P000700"),
-        "STUDY by PatientName `Doe^Jane00*`": ask("STUDY", study, PatientName="Doe^Jane00*"),
+        "STUDY by PatientID": ask("STUDY", study, PatientID=f"P{even:06d}"),
+        f"STUDY by PatientName `{surname}^Jane00*`": ask("STUDY", study, PatientName=f"{surname}^Jane00*"),
         "STUDY by PatientName `*ane01?3*`": ask("STUDY", study, PatientName="*ane01?3*"),
         "STUDY by StudyDate, one week": ask("STUDY", study, StudyDate="20190301-20190307"),
         "STUDY by StudyDate, one month, and ModalitiesInStudy": ask(
             "STUDY", study, StudyDate="20190301-20190331", ModalitiesInStudy="NM"
         ),
-        "STUDY by AccessionNumber": ask("STUDY", study, AccessionNumber="A0000700"),
-        "STUDY by OtherPatientIDs": ask("STUDY", study, OtherPatientIDs="N000700"),
-        "STUDY by OtherPatientIDs `N?007*`": ask("STUDY", study, OtherPatientIDs="N?007*"),
+        "STUDY by AccessionNumber": ask("STUDY", study, AccessionNumber=f"A{some:07d}"),
+        "STUDY by OtherPatientIDs": ask("STUDY", study, OtherPatientIDs=f"N{even:06d}"),
+        f"STUDY by OtherPatientIDs `{like}`": ask("STUDY", study, OtherPatientIDs=like),
         "STUDY by OtherPatientIDsSequence, ID and issuer": ask(
-            "STUDY", study, OtherPatientIDsSequence=item(PatientID="N000700", IssuerOfPatientID="NATION")
+            "STUDY", study, OtherPatientIDsSequence=item(PatientID=f"N{even:06d}", IssuerOfPatientID="NATION")
         ),
         "PATIENT by OtherPatientIDs": ask(
-            "PATIENT", {"PatientID": ""}, PATIENT_ROOT, OtherPatientIDs="N000700"
+            "PATIENT", {"PatientID": ""}, PATIENT_ROOT, OtherPatientIDs=f"N{even:06d}"
         ),
-        "STUDY by StudyInstanceUID": ask("STUDY", study, StudyInstanceUID=uid(700)),
+        "STUDY by StudyInstanceUID": ask("STUDY", study, StudyInstanceUID=uid(some)),
         "PATIENT by PatientName `müller^jane01*`": ask(
             "PATIENT",
             {"PatientID": "", "NumberOfPatientRelatedStudies": ""},
@@ -94,13 +98,18 @@ def questions() -> dict[str, tuple[str, Dataset]]:
         "SERIES of a study by RequestAttributesSequence": ask(
             "SERIES",
             series,
-            RequestAttributesSequence=item(ScheduledProcedureStepID="S0000700", RequestedProcedureID=""),
+            RequestAttributesSequence=item(ScheduledProcedureStepID=f"S{some:07d}", RequestedProcedureID=""),
         ),
-        "IMAGE of a series, 497": ask("IMAGE", image, SeriesInstanceUID=f"{uid(700)}.1"),
+        "IMAGE of a series, 497": ask("IMAGE", image, SeriesInstanceUID=f"{uid(some)}.1"),
         "IMAGE of a series, RTDOSE with dose keys": ask(
-            "IMAGE", image, SeriesInstanceUID=f"{uid(700)}.3", DoseUnits="GY", DoseType="", DoseComment="DVK*"
+            "IMAGE",
+            image,
+            SeriesInstanceUID=f"{uid(some)}.3",
+            DoseUnits="GY",
+            DoseType="",
+            DoseComment="DVK*",
         ),
-        "STUDY, all 2,000": ask("STUDY", study),
+        f"STUDY, all {studies:,}": ask("STUDY", study),
     }
 
 
@@ -122,7 +131,7 @@ def main() -> int:
     arguments = _arguments()
     with _database(arguments.url) as (url, folder, name):
         fill(url, arguments.studies)
-        rows = measure(url, folder, arguments.rounds)
+        rows = measure(url, folder, arguments.rounds, arguments.studies)
     text = report(rows, arguments, name)
     print(text)
     if arguments.write:
@@ -239,11 +248,11 @@ def _stored(values: dict[str, str]) -> dict[str, Any]:
 # ── asking ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def measure(url: str, folder: Path, rounds: int) -> list[Row]:
+def measure(url: str, folder: Path, rounds: int, studies: int) -> list[Row]:
     """Every question, `rounds` times after one that does not count."""
     rows = []
     with answering_node(folder, url=url) as node:
-        for name, (model, identifier) in questions().items():
+        for name, (model, identifier) in questions(studies).items():
             query = understood(model, identifier)
             count = answered(node.ledger, query)
             ledger_ms = [_ms(lambda q=query: answered(node.ledger, q)) for _ in range(rounds)]  # type: ignore[misc]
