@@ -6,9 +6,10 @@ the Query/Retrieve information models (PS3.4 C.6.1.1, C.6.2.1); an attribute sta
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -190,6 +191,89 @@ UNIQUE_KEY: Mapping[Level, Attribute] = {
 }
 
 
+# ── sequences ────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class ItemSequence:
+    """A sequence of the index. Its items are rows of a table of their own."""
+
+    keyword: str
+    level: Level
+    tag: int
+    table: str
+    attributes: tuple[Attribute, ...]
+    """What is kept of an item."""
+    flat: str = ""
+    """Keyword of an older attribute that holds what is now the first attribute of each item."""
+
+    @property
+    def owner(self) -> str:
+        """The column that tells whose an item is. Patients have no rows of their own: their studies do."""
+        return "series_id" if self.level is Level.SERIES else "study_id"
+
+    @property
+    def by_keyword(self) -> dict[str, Attribute]:
+        """What is kept of an item."""
+        return {attribute.keyword: attribute for attribute in self.attributes}
+
+
+# With which of these tables a series was described. A series of an older one is read again.
+EDITION = 1
+# Of a sequence; no request and no patient has as many.
+MAX_ITEMS = 32
+Item = Mapping[str, str]
+"""The attributes of an item that have a value, by keyword."""
+
+
+def _sequence(keyword: str, level: Level, table: str, keywords: str, flat: str = "") -> ItemSequence:
+    tag = tag_for_keyword(keyword)
+    assert tag is not None, keyword
+    attributes = tuple(_attribute(one, level) for one in keywords.split())
+    return ItemSequence(keyword, level, int(tag), table, attributes, flat)
+
+
+SEQUENCES: tuple[ItemSequence, ...] = (
+    # PS3.3 C.7.1.1. The flat one is retired, and still what some archives and workstations know.
+    _sequence(
+        "OtherPatientIDsSequence",
+        Level.PATIENT,
+        "held_other_patient_ids",
+        "PatientID IssuerOfPatientID TypeOfPatientID",
+        "OtherPatientIDs",
+    ),
+    # PS3.3 10.6; of IHE RAD TF-2 4.14 the first two.
+    _sequence(
+        "RequestAttributesSequence",
+        Level.SERIES,
+        "held_requests",
+        """
+        ScheduledProcedureStepID RequestedProcedureID AccessionNumber
+        ScheduledProcedureStepDescription RequestedProcedureDescription
+        """,
+    ),
+)
+SEQUENCE_BY_TAG: Mapping[int, ItemSequence] = {sequence.tag: sequence for sequence in SEQUENCES}
+FLAT_BY_TAG: Mapping[int, ItemSequence] = {
+    int(tag_for_keyword(sequence.flat) or 0): sequence for sequence in SEQUENCES if sequence.flat
+}
+# By the keyword of either.
+SEQUENCE_OF: Mapping[str, ItemSequence] = {
+    keyword: sequence for sequence in SEQUENCES for keyword in (sequence.keyword, sequence.flat) if keyword
+}
+
+
+def items_text(items: Sequence[Item]) -> str:
+    """Items as one value, as an object's description has them; empty for none."""
+    return json.dumps([dict(item) for item in items], ensure_ascii=False) if items else ""
+
+
+def items_of(text: str) -> list[Item]:
+    """The items of such a value."""
+    found: list[Item] = json.loads(text) if text else []
+    return found
+
+
 # ── what a query asks ────────────────────────────────────────────────────────────────────────────
 
 
@@ -245,8 +329,17 @@ class Moment:
 
 
 @dataclass(frozen=True, slots=True)
+class InItem:
+    """All of the conditions hold for one and the same item of a sequence (PS3.4 C.2.2.2.6)."""
+
+    sequence: ItemSequence
+    conditions: tuple[Condition, ...]
+    """Of the columns of its table."""
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """Which entities of a level are asked for: those for which every condition holds."""
 
     level: Level
-    conditions: tuple[Condition | Moment, ...] = ()
+    conditions: tuple[Condition | Moment | InItem, ...] = ()

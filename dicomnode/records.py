@@ -360,7 +360,7 @@ class Unread:
     known: bool
     """Whether the index has it already."""
     number: int = 0
-    """Of a result, in the ledger."""
+    """Of a result, or of a series that is read again, in the ledger."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@
     retention.py  what is kept and what was removed
     rejections.py which earlier results a rejection note names
     whose.py      whose objects are, for the audit trail
-    index.py      what Query/Retrieve answers from          search.py its questions
+    index.py      what Query/Retrieve answers from          search.py its questions; nested.py its sequences
 
 Durability. SQLite runs in WAL mode with two kinds of connection: received instances are committed
 in batches at ``synchronous=NORMAL`` (a power cut may lose the last ones; the spool has them and

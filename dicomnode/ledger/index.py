@@ -9,12 +9,26 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Select, Table, and_, bindparam, delete, exists, insert, select, update
+from sqlalchemy import (
+    Connection,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
 
-from dicomnode.attributes import INDEXED, Level
+from dicomnode.attributes import EDITION, INDEXED, Level
 from dicomnode.ledger.database import Database
+from dicomnode.ledger.nested import add_items, forget_items
 from dicomnode.ledger.rows import in_chunks, latest_run, locked_case
 from dicomnode.ledger.schema import (
     CASES,
@@ -104,6 +118,42 @@ class Index(Database):
             query = select(RUNS.c.case_id).join(RESULTS, RESULTS.c.run_id == RUNS.c.id).where(mine)
             show_results(connection, locked_case(connection, connection.execute(query).scalar_one()).id)
 
+    def outdated_series(self, is_result: bool, after: int, limit: int) -> list[Unread]:
+        """One object of each series that an older version described, of series beyond the number `after`."""
+        files = RESULTS if is_result else INSTANCES
+        firsts = select(func.min(HELD_INSTANCES.c.id)).where(HELD_INSTANCES.c.series_id == HELD_SERIES.c.id)
+        first = HELD_INSTANCES.c.id == firsts.correlate(HELD_SERIES).scalar_subquery()
+        query = (
+            select(files.c.sop_instance_uid, files.c.path, files.c.transfer_syntax_uid, HELD_SERIES.c.id)
+            .select_from(HELD_SERIES)
+            .join(HELD_INSTANCES, first)
+            .join(files, files.c.sop_instance_uid == HELD_INSTANCES.c.sop_instance_uid)
+            .where(
+                HELD_SERIES.c.edition < EDITION,
+                HELD_SERIES.c.is_result == int(is_result),
+                HELD_SERIES.c.id > after,
+            )
+            .order_by(HELD_SERIES.c.id)
+            .limit(limit)
+        )
+        with self._read() as connection:
+            return [Unread(row[0], row[1], row[2], True, row[3]) for row in connection.execute(query)]
+
+    def index_again(self, series: int, described: Described, *, is_result: bool) -> None:
+        """An object of a series that an older version described has been read."""
+        with self._batch() as connection:
+            uid = described["SOPInstanceUID"]
+            at = CASES.c.study_instance_uid == described["StudyInstanceUID"]
+            connection.execute(select(CASES.c.id).where(at).with_for_update(key_share=True))
+            if not list(_those_in(connection, HELD_INSTANCES, [uid])):
+                return  # removed meanwhile
+            if is_result:
+                told = update(RESULTS).where(RESULTS.c.sop_instance_uid == uid)
+                connection.execute(told.values(attributes_json=json.dumps(dict(described))))
+            _describe(connection, [described], is_result)
+            done = update(HELD_SERIES).where(HELD_SERIES.c.id == series).values(edition=EDITION)
+            connection.execute(done)
+
     def remove_from_index(self, sop_instance_uids: Iterable[str]) -> None:
         """Objects are no longer held."""
         with self._decide() as connection:
@@ -129,15 +179,27 @@ def add_to_index(connection: Connection, described: Sequence[Described], *, is_r
     """Objects are held from now on. Those that the index has already are left as they are."""
     present = set(_those_in(connection, HELD_INSTANCES, [d["SOPInstanceUID"] for d in described]))
     new = [d for d in described if d["SOPInstanceUID"] not in present]
-    for study_uid, of_study in _grouped(new, "StudyInstanceUID"):
+    for series_id, of_series in _describe(connection, new, is_result):
+        _add_instances(connection, series_id, of_series, is_result)
+
+
+def _describe(
+    connection: Connection, described: Sequence[Described], is_result: bool
+) -> list[tuple[int, list[Described]]]:
+    """Studies and series of the objects, made if need be. returns: the series' rows, with their objects."""
+    found = []
+    for study_uid, of_study in _grouped(described, "StudyInstanceUID"):
         values = _values(of_study, Level.PATIENT, Level.STUDY)
         study_id = _entity(connection, HELD_STUDIES, _STUDY, {"uid": study_uid}, values)
+        add_items(connection, Level.PATIENT, study_id, of_study)
         for series_uid, of_series in _grouped(of_study, "SeriesInstanceUID"):
             values = _values(of_series, Level.SERIES)
-            values |= {"study_id": study_id, "is_result": int(is_result)}
+            own = {"study_id": study_id, "is_result": int(is_result), "edition": EDITION}
             at = {"study": study_id, "uid": series_uid}
-            series_id = _entity(connection, HELD_SERIES, _SERIES, at, values)
-            _add_instances(connection, series_id, of_series, is_result)
+            series_id = _entity(connection, HELD_SERIES, _SERIES, at, values, own)
+            add_items(connection, Level.SERIES, series_id, of_series)
+            found.append((series_id, of_series))
+    return found
 
 
 def forget(connection: Connection, sop_instance_uids: Sequence[str]) -> None:
@@ -183,12 +245,20 @@ def _values(described: Sequence[Described], *levels: Level) -> _Values:
 
 
 def _entity(
-    connection: Connection, table: Table, query: Select[Any], at: Mapping[str, Any], values: _Values
+    connection: Connection,
+    table: Table,
+    query: Select[Any],
+    at: Mapping[str, Any],
+    values: _Values,
+    own: Mapping[str, int] = MappingProxyType({}),
 ) -> int:
-    """The row of a study or series, made if need be; what it did not know yet is filled in."""
+    """The row of a study or series, made if need be; what it did not know yet is filled in.
+
+    own: what a new row has besides.
+    """
     row = connection.execute(query, at).one_or_none()
     if row is None:
-        key = connection.execute(insert(table).values(**values)).inserted_primary_key
+        key = connection.execute(insert(table).values(**values, **own)).inserted_primary_key
         assert key is not None
         return int(key[0])
     learnt = {name: value for name, value in values.items() if value and not row._mapping[name]}
@@ -221,9 +291,14 @@ def _prune(connection: Connection, series_ids: Sequence[int]) -> None:
     has_objects = exists().where(HELD_CLASSES.c.series_id == HELD_SERIES.c.id)
     bare = and_(HELD_SERIES.c.id.in_(series_ids), ~has_objects)
     studies = connection.execute(select(HELD_SERIES.c.study_id).where(bare).distinct()).scalars().all()
-    connection.execute(delete(HELD_SERIES).where(bare))
+    gone = connection.execute(select(HELD_SERIES.c.id).where(bare)).scalars().all()
+    forget_items(connection, "series_id", gone)
+    connection.execute(delete(HELD_SERIES).where(HELD_SERIES.c.id.in_(gone)))
     has_series = exists().where(HELD_SERIES.c.study_id == HELD_STUDIES.c.id)
-    connection.execute(delete(HELD_STUDIES).where(HELD_STUDIES.c.id.in_(studies), ~has_series))
+    without = and_(HELD_STUDIES.c.id.in_(studies), ~has_series)
+    gone = connection.execute(select(HELD_STUDIES.c.id).where(without)).scalars().all()
+    forget_items(connection, "study_id", gone)
+    connection.execute(delete(HELD_STUDIES).where(HELD_STUDIES.c.id.in_(gone)))
 
 
 def _grouped(described: Sequence[Described], keyword: str) -> Iterator[tuple[str, list[Described]]]:

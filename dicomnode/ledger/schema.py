@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
-from dicomnode.attributes import INDEXED, UNIQUE_KEY, Attribute, Kind, Level
+from dicomnode.attributes import INDEXED, SEQUENCES, UNIQUE_KEY, Attribute, ItemSequence, Kind, Level
 
 # Named constraints, so that SQLite's batch migrations can find them.
 METADATA = MetaData(
@@ -298,6 +298,7 @@ HELD_SERIES = Table(
     Column("study_id", Integer, ForeignKey("held_studies.id"), nullable=False),
     Column("is_result", Integer, nullable=False, server_default="0"),
     *_columns(Level.SERIES),
+    Column("edition", Integer, nullable=False, server_default="0"),
     Index("uq_held_series_study_uid", "study_id", "series_instance_uid", unique=True),
     Index("ix_held_series_uid", "series_instance_uid"),
 )
@@ -320,3 +321,23 @@ HELD_CLASSES = Table(
     Column("sop_class_uid", Text, primary_key=True),
     Column("instances", Integer, nullable=False),
 )
+
+
+def _items(sequence: ItemSequence, *found_by: str) -> Table:
+    """The items of a sequence: each a row, with whose it is, in their order."""
+    owners = "held_series" if sequence.owner == "series_id" else "held_studies"
+    return Table(
+        sequence.table,
+        METADATA,
+        Column("id", Integer, primary_key=True),
+        Column(sequence.owner, Integer, ForeignKey(f"{owners}.id"), nullable=False, index=True),
+        *(column for attribute in sequence.attributes for column in _indexed(attribute)),
+        *(Index(f"ix_{sequence.table}_{name}", name) for name in found_by),
+    )
+
+
+_OTHER_IDS, _REQUESTS = SEQUENCES
+HELD_ITEMS = {
+    _OTHER_IDS: _items(_OTHER_IDS, "patient_id"),
+    _REQUESTS: _items(_REQUESTS, "scheduled_procedure_step_id", "requested_procedure_id", "accession_number"),
+}

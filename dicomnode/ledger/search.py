@@ -32,6 +32,8 @@ from dicomnode.attributes import (
     LEVELS,
     AnyOf,
     Condition,
+    InItem,
+    ItemSequence,
     Level,
     Like,
     Moment,
@@ -43,6 +45,7 @@ from dicomnode.ledger.rows import in_chunks
 from dicomnode.ledger.schema import (
     HELD_CLASSES,
     HELD_INSTANCES,
+    HELD_ITEMS,
     HELD_SERIES,
     HELD_STUDIES,
     INSTANCES,
@@ -92,6 +95,28 @@ class Search(Database):
             rows = {row["number"]: dict(row) for row in connection.execute(query).mappings()}
         # One may have been removed since it was found.
         return [rows[number] for number in numbers if number in rows]
+
+    def items(
+        self, sequence: ItemSequence, conditions: Sequence[Condition], level: Level, numbers: Sequence[int]
+    ) -> dict[int, list[dict[str, Any]]]:
+        """The items for which every condition holds, of entities and of those above them (500 at most).
+
+        returns: number of the entity → column → value of each.
+        """
+        table, key = HELD_ITEMS[sequence], _TABLES[level].c.id
+        whose = table.c[sequence.owner] == _TABLES[sequence.level].c.id
+        columns = [table.c[name] for attribute in sequence.attributes for name in attribute.columns]
+        query = (
+            select(key.label("number"), *columns)
+            .select_from(_FROM[level].join(table, whose))
+            .where(key.in_(numbers), *(_any_test(table, condition) for condition in conditions))
+            .order_by(table.c.id)
+        )
+        found: dict[int, list[dict[str, Any]]] = {number: [] for number in numbers}
+        with self._read() as connection:
+            for row in connection.execute(query).mappings():
+                found[row["number"]].append(dict(row))
+        return found
 
     def contents(self, level: Level, numbers: Sequence[int]) -> dict[int, list[Contents]]:
         """What the series of patients, studies or series hold, by the entity's number (500 at most)."""
@@ -148,13 +173,22 @@ def _newest_of_its_patient() -> ColumnElement[bool]:
 # ── conditions ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _holds(condition: Condition | Moment, level: Level) -> ColumnElement[bool]:
+def _holds(condition: Condition | Moment | InItem, level: Level) -> ColumnElement[bool]:
+    if isinstance(condition, InItem):
+        return _has_item(condition)
     table = _TABLES[condition.level]
     if isinstance(condition, Moment):
         return _within(table.c[condition.date], table.c[condition.time], condition)
     if LEVELS.index(condition.level) > LEVELS.index(level):
         return _somewhere_below(condition, level)
     return _any_test(table, condition)
+
+
+def _has_item(wanted: InItem) -> ColumnElement[bool]:
+    """Found from the items, which have an index, not looked for in every entity."""
+    sequence, table = wanted.sequence, HELD_ITEMS[wanted.sequence]
+    tests = (_any_test(table, condition) for condition in wanted.conditions)
+    return _TABLES[sequence.level].c.id.in_(select(table.c[sequence.owner]).where(*tests))
 
 
 def _any_test(table: FromClause, condition: Condition) -> ColumnElement[bool]:

@@ -7,7 +7,7 @@ import textwrap
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.uid import UID
 
-from dicomnode.attributes import INDEXED, UNIQUE_KEY, Kind, Level
+from dicomnode.attributes import INDEXED, MAX_ITEMS, SEQUENCES, UNIQUE_KEY, ItemSequence, Kind, Level
 from dicomnode.contexts import FIND_MODELS, GET_MODELS, MOVE_MODELS
 from dicomnode.query.identifier import COMPUTED, EVERYWHERE
 from dicomnode.query.retrieve import RETRIEVED_CLASSES
@@ -36,12 +36,12 @@ _KEYS = """\
 
 *Matched*: also as a key with a value; the others are returned only. Attributes of a level above that of the
 query are returned and matched too. Retrieve AE Title is always returned, and so is the unique key of every
-level down to that of the query.
+level down to that of the query. `>` stands before the attributes of a sequence's items.
 
 {table}
 
-A key that is not in the table, or of a level below that of the query, is not returned, and every match comes
-with 0xFF01 instead of 0xFF00."""
+A key that is not in the table, or of a level below that of the query, is not returned (PS3.4 C.2.2.1.3), and
+every match comes with 0xFF01 instead of 0xFF00. So it is with sequences, and with the keys in their items."""
 
 _MATCHING = """\
 ### Matching
@@ -60,11 +60,19 @@ allow, is matched by universal matching alone.
 - **Date and time together**, where it was negotiated and both keys are ranges: from the first moment to the
   last.
 - ModalitiesInStudy and SOPClassesInStudy match where one of the series or instances has one of the values.
-- Sequences are no keys here.
+- **Sequence**: every key of the request's one item matches in one and the same item of the entity. The items
+  that match are returned, with the attributes that were asked for. No item, or one without keys, is universal
+  matching: every item is returned, with the attributes of the table.
+
+OtherPatientIDs and OtherPatientIDsSequence are two ways to ask for the same: the other IDs of a patient,
+however the objects hold them. An ID of which an object gives no issuer and type is an item with neither. Of
+OtherPatientIDs one value must match, and all are returned (PS3.4 C.2.2.3). Of a sequence {most_items} items
+are kept.
 
 A patient is told by Patient ID with its issuer; name, birth date and sex are those of the newest study. Of
 studies without Patient ID no patient is made: they are found in the Study Root model. A study or series is
-told by what the first of its objects says; what that leaves empty, later ones fill in.
+told by what the first of its objects says; what that leaves empty, later ones fill in. The items of a
+sequence are those of the first object that has some.
 
 Keys are read in the Specific Character Set of the request. A response in ASCII has none; otherwise it has the
 request's, where that is a single ISO_IR that can write the values, or ISO_IR 192 (UTF-8)."""
@@ -103,8 +111,9 @@ def query() -> str:
     """The section."""
     names = ", ".join(uid.name.removesuffix(" Storage") for uid in RETRIEVED_CLASSES)
     classes = "\n".join(textwrap.wrap(names, 108))
+    matching = _MATCHING.format(most_items=MAX_ITEMS)
     return "\n\n".join(
-        (_HELD.format(models=_models(), classes=classes), _KEYS.format(table=_table()), _MATCHING, _STATUSES)
+        (_HELD.format(models=_models(), classes=classes), _KEYS.format(table=_table()), matching, _STATUSES)
     )
 
 
@@ -123,11 +132,20 @@ def _table() -> str:
             matched = "no" if attribute.kind is Kind.SHOWN else "yes"
             key = f"{_tag(attribute.tag)} {attribute.keyword} | {attribute.vr}"
             rows.append(f"| {level} | {key} | {kind} | {matched} |")
+        for sequence in (s for s in SEQUENCES if s.level is level):
+            rows += _sequence(sequence)
         for keyword in (k for k, of in COMPUTED.items() if of is level):
             matched = "yes" if keyword.endswith("InStudy") else "no"
             rows.append(_computed(str(level), keyword, matched))
     rows += [_computed("every", keyword, "no") for keyword in EVERYWHERE]
     return "\n".join(("| level | key | VR | | matched |", "|---|---|---|---|---|", *rows))
+
+
+def _sequence(sequence: ItemSequence) -> list[str]:
+    rows = [_computed(str(sequence.level), sequence.flat, "yes")] if sequence.flat else []
+    rows.append(_computed(str(sequence.level), sequence.keyword, "yes"))
+    items = (f"> {_tag(a.tag)} {a.keyword} | {a.vr}" for a in sequence.attributes)
+    return rows + [f"| {sequence.level} | {item} | optional | yes |" for item in items]
 
 
 def _computed(level: str, keyword: str, matched: str) -> str:

@@ -11,7 +11,6 @@ from pynetdicom import evt
 from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.presentation import PresentationContext, build_context
 
-from dicomnode.attributes import Level
 from dicomnode.audit.trail import SILENT, Audit, Party
 from dicomnode.contexts import FIND_MODELS
 from dicomnode.ledger import Ledger
@@ -111,7 +110,7 @@ class FindService:
         syntax = UID(event.context.transfer_syntax)
         encoder = Encoder(query, self._ae_title, implicit=syntax.is_implicit_VR)
         for start in range(0, len(numbers), _CHUNK):
-            for identifier in self._identifiers(encoder, query.level, numbers[start : start + _CHUNK]):
+            for identifier in self._identifiers(encoder, query, numbers[start : start + _CHUNK]):
                 if event.is_cancelled:
                     return _CANCELLED
                 if self._stopping:
@@ -121,11 +120,17 @@ class FindService:
                 replies.match(status, identifier)
         return _SUCCESS
 
-    def _identifiers(self, encoder: Encoder, level: Level, numbers: list[int]) -> Iterator[bytes]:
+    def _identifiers(self, encoder: Encoder, query: Query, numbers: list[int]) -> Iterator[bytes]:
+        level = query.level
         rows = self._ledger.attributes(level, numbers)
         contents = self._ledger.contents(level, numbers) if encoder.needs_contents else {}
+        items = {
+            one.keyword: self._ledger.items(one.sequence, one.told, level, numbers) for one in query.nested
+        }
         for row in rows:
-            yield encoder.encode(row, contents.get(row["number"], ()))
+            number = row["number"]
+            own = {keyword: found[number] for keyword, found in items.items()}
+            yield encoder.encode(row, contents.get(number, ()), own)
 
 
 def extended_answer(asked: bytes) -> bytes:

@@ -15,19 +15,24 @@ from pydicom.uid import UID
 from dicomnode.attributes import (
     BY_KEYWORD,
     BY_TAG,
+    FLAT_BY_TAG,
     LEVELS,
+    SEQUENCE_BY_TAG,
+    SEQUENCE_OF,
     UNIQUE_KEY,
     Attribute,
     Condition,
+    InItem,
     Kind,
     Level,
     Moment,
     Question,
 )
 from dicomnode.query.matching import BadKey, condition_below, conditions, is_universal, moments
+from dicomnode.query.sequences import ItemKeys, Nested, item_keys, nested
 from dicomnode.reception.defects import Flawed
 from dicomnode.reception.elements import Encoding, elements
-from dicomnode.reception.header import encodings_of, text_of
+from dicomnode.reception.texts import CHARACTER_SET, Items, encodings_of, items_in, text_of
 
 # PS3.4 Tables C.4-1, C.4-2, C.4-3.
 OUT_OF_RESOURCES = 0xA700
@@ -42,10 +47,9 @@ SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.6
 # Of an Identifier: the longest list of UIDs that is taken, and some more.
 MAX_BYTES = 1 << 20
 
-_CHARACTER_SET = 0x00080005
 _LEVEL = 0x00080052
 # What says how to read the others, and is neither matched nor returned as they are.
-_ASIDE = frozenset({_CHARACTER_SET, _LEVEL, 0x00080201})  # the last: Timezone Offset From UTC
+_ASIDE = frozenset({CHARACTER_SET, _LEVEL, 0x00080201})  # the last: Timezone Offset From UTC
 # Computed when it is returned: keyword → its level.
 COMPUTED: dict[str, Level] = {
     "NumberOfPatientRelatedStudies": Level.PATIENT,
@@ -77,6 +81,8 @@ class Keys:
     level: Level
     values: dict[str, str]
     """Keyword → value, of the attributes that the index has or that are computed."""
+    nested: dict[str, ItemKeys]
+    """By keyword: those that are answered from the items of a sequence."""
     others: int
     """How many keys there are of which the index knows nothing."""
     character_set: str
@@ -94,6 +100,8 @@ class Query:
     complete: bool
     """Whether every key is supported."""
     character_set: str = field(default="")
+    nested: tuple[Nested, ...] = ()
+    """What is returned besides: from the items of sequences."""
 
 
 def read(content: BytesIO | None, transfer_syntax_uid: str) -> Keys:
@@ -113,21 +121,35 @@ def _read(content: BytesIO | None, syntax: UID) -> Keys:
     data = memoryview(b"" if content is None else content.getvalue())
     if len(data) > MAX_BYTES:
         raise Refused(UNABLE_TO_PROCESS, f"the Identifier has more than {MAX_BYTES} bytes")
+    encoding = Encoding(syntax.is_implicit_VR, syntax.is_little_endian)
     values: dict[int, bytes] = {}
-    for element in elements(data, Encoding(syntax.is_implicit_VR, syntax.is_little_endian)):
-        values[element.tag] = bytes(data[element.start : element.end])
+    items: dict[int, Items] = {}
+    for element in elements(data, encoding):
+        if element.tag in SEQUENCE_BY_TAG:
+            items[element.tag] = items_in(SEQUENCE_BY_TAG[element.tag], data, element, encoding)
+        else:
+            values[element.tag] = bytes(data[element.start : element.end])
     encodings = encodings_of(values)
     known: dict[str, str] = {}
+    nested_keys = {
+        SEQUENCE_BY_TAG[tag].keyword: item_keys(SEQUENCE_BY_TAG[tag], some, encodings, encoding.little)
+        for tag, some in items.items()
+    }
     others = 0
     for tag, value in values.items():
         if tag in BY_TAG:
-            known[BY_TAG[tag].keyword] = text_of(BY_TAG[tag], value, encodings, syntax.is_little_endian)
+            known[BY_TAG[tag].keyword] = text_of(BY_TAG[tag], value, encodings, encoding.little)
+        elif tag in FLAT_BY_TAG:
+            sequence = FLAT_BY_TAG[tag]
+            first = sequence.attributes[0]
+            text = text_of(first, value, encodings, encoding.little)
+            nested_keys[sequence.flat] = ItemKeys(({first.keyword: text},))
         elif tag in _COMPUTED_TAGS:
             known[_COMPUTED_TAGS[tag]] = value.decode("ascii", "replace").strip(" \0")
         elif tag not in _ASIDE and tag & 0xFFFF:
             others += 1
-    character_set = values.get(_CHARACTER_SET, b"").decode("ascii", "replace").strip(" \0")
-    return Keys(_level(values), known, others, character_set)
+    character_set = values.get(CHARACTER_SET, b"").decode("ascii", "replace").strip(" \0")
+    return Keys(_level(values), known, nested_keys, others, character_set)
 
 
 def _level(values: dict[int, bytes]) -> Level:
@@ -145,7 +167,7 @@ def levels_of(patient_root: bool) -> tuple[Level, ...]:
 
 def to_query(keys: Keys, *, patient_root: bool, combined: bool) -> Query:
     """What a C-FIND asks. combined: date and time matching was negotiated. Raises Refused."""
-    wanted: list[Condition | Moment] = list(_unique_keys_above(keys, patient_root))
+    wanted: list[Condition | Moment | InItem] = list(_unique_keys_above(keys, patient_root))
     reach = LEVELS[: LEVELS.index(keys.level) + 1]
     above = {UNIQUE_KEY[level].keyword for level in reach[:-1] if level in levels_of(patient_root)}
     together: frozenset[str] = frozenset()
@@ -165,11 +187,21 @@ def to_query(keys: Keys, *, patient_root: bool, combined: bool) -> Query:
             returned.append(keyword)
             if keyword not in together and keyword not in above:
                 wanted += _conditions(attribute, keyword, value)
+    items = tuple(_nested(k, asked) for k, asked in keys.nested.items() if SEQUENCE_OF[k].level in reach)
+    wanted += [condition for one in items for condition in one.wanted]
+    complete = complete and len(items) == len(keys.nested)
+    complete = complete and not any(asked.others for asked in keys.nested.values())
     uniques = [UNIQUE_KEY[level].keyword for level in levels_of(patient_root) if level in reach]
     ordered = sorted({*returned, *uniques, "RetrieveAETitle"}, key=lambda k: tag_for_keyword(k) or 0)
-    return Query(
-        keys.level, Question(keys.level, tuple(wanted)), tuple(ordered), complete, keys.character_set
-    )
+    question = Question(keys.level, tuple(wanted))
+    return Query(keys.level, question, tuple(ordered), complete, keys.character_set, items)
+
+
+def _nested(keyword: str, keys: ItemKeys) -> Nested:
+    try:
+        return nested(keyword, keys)
+    except BadKey as error:
+        raise Refused(BAD_KEY, f"{keyword}: {error}", tag_for_keyword(keyword)) from None
 
 
 def to_retrieval(keys: Keys, *, patient_root: bool) -> Question:

@@ -6,6 +6,8 @@ are read here, some hundred at a tick, beside everything else. While their folde
 of it is read, and a file that cannot be reached is tried again: both with pauses that double, and nothing is
 stored of it. A file that has gone from a folder that is there is passed over until the next start, as is an
 object that the database refuses.
+
+An older version's index lacks the keys that were added since: of each of its series one object is read again.
 """
 
 from __future__ import annotations
@@ -70,6 +72,8 @@ class Indexer:
         # The last SOP Instance UID that was looked at; None when all received objects were.
         self._after: str | None = ""
         self._after_result = 0
+        # The last series of an older version that was looked at; no entry when all of the kind were.
+        self._after_series = {_RESULTS: 0, _RECEIVED: 0}
         self._added = 0
         self._missed: dict[str, _Missed] = {}
         self._beyond = 0
@@ -97,6 +101,7 @@ class Indexer:
                 self._results(now)
             elif self._after is not None:
                 self._after = self._received(self._after, now)
+            self._again(is_result)
         except _AwayError as away:
             if not times:
                 log.warning("%s is away: nothing of it is read for the index until it is back", away)
@@ -108,6 +113,37 @@ class Indexer:
         for result in self._ledger.unread_results(_READ_AT_ONCE, self._after_result):
             self._result(result, now)
             self._after_result = result.number
+
+    def _again(self, is_result: bool) -> None:
+        """One object of each series that an older version described, which knew of fewer keys."""
+        after = self._after_series.get(is_result)
+        if after is None:
+            return
+        outdated = self._ledger.outdated_series(is_result, after, _READ_AT_ONCE)
+        for unread in outdated:
+            found = self._read_again(unread)
+            try:
+                if found:
+                    self._ledger.index_again(unread.number, found, is_result=is_result)
+            except RowRefused as error:
+                _pass_over(unread.sop_instance_uid, error)
+            self._after_series[is_result] = unread.number
+        if len(outdated) < _READ_AT_ONCE:
+            del self._after_series[is_result]
+
+    def _read_again(self, unread: Unread) -> Described:
+        """returns: nothing of what cannot be read; the next start tries again. Raises _AwayError."""
+        try:
+            return self._described(unread)
+        except OSError as error:
+            self._see_folder(unread, error)
+            log.warning("%s cannot be read again for the index before the next start: %s", unread.path, error)
+            return {}
+
+    def _see_folder(self, unread: Unread, error: OSError) -> None:
+        folder = self._data_dir / Path(unread.path).parts[0]
+        if not _is_there(folder):
+            raise _AwayError(folder) from error
 
     def _try_again(self, is_result: bool, now: float) -> None:
         """What could not be reached; those that have waited longest."""
@@ -169,9 +205,7 @@ class Indexer:
         try:
             return self._described(unread)
         except OSError as error:
-            folder = self._data_dir / Path(unread.path).parts[0]
-            if not _is_there(folder):
-                raise _AwayError(folder) from error
+            self._see_folder(unread, error)
             if isinstance(error, FileNotFoundError):
                 log.warning("%s is not indexed: it is not there", unread.path)
                 self._missed.pop(unread.sop_instance_uid, None)

@@ -44,6 +44,8 @@ class Element(NamedTuple):
     end: int
     """Offset of the byte after the value; delimiters of an undefined length are part of it."""
     undefined_length: bool
+    vr: bytes = b""
+    """As it is encoded; empty in implicit VR."""
 
 
 class _Header(NamedTuple):
@@ -72,7 +74,41 @@ def elements(data: memoryview, encoding: Encoding) -> Iterator[Element]:
         if header.tag >> 16 in (0x0000, 0x0002, 0xFFFE):
             raise Flawed(Defect.UNREADABLE, f"element {_name(header.tag)} in a data set")
         position = _value_end(data, header, end, encoding, 0)
-        yield Element(header.tag, header.start, position, header.length == UNDEFINED)
+        yield Element(header.tag, header.start, position, header.length == UNDEFINED, header.vr)
+
+
+def items(data: memoryview, sequence: Element, encoding: Encoding) -> Iterator[list[Element]]:
+    """The elements of each item of a sequence. sequence: as `elements` gave it.
+
+    Raises Flawed: what comes as UN with a length has not been checked.
+    """
+    if sequence.vr not in (b"", b"SQ", b"UN"):
+        return
+    # PS3.5 6.2.2: whatever is within UN, is in implicit VR little endian.
+    inner = _IMPLICIT_LITTLE if sequence.vr == b"UN" else encoding
+    position = sequence.start
+    while position < sequence.end:
+        item = _item_header(data, position, sequence.end, inner)
+        if item.tag != ITEM:
+            return
+        delimited = item.length == UNDEFINED
+        end = sequence.end if delimited else min(item.start + item.length, sequence.end)
+        found, position = _item_elements(data, item.start, end, inner, delimited=delimited)
+        yield found
+
+
+def _item_elements(
+    data: memoryview, position: int, end: int, encoding: Encoding, *, delimited: bool
+) -> tuple[list[Element], int]:
+    """The elements of an item, and the offset behind it."""
+    found: list[Element] = []
+    while position < end:
+        header = _read_header(data, position, end, encoding)
+        if header.tag == ITEM_END and delimited:
+            return found, header.start
+        position = _value_end(data, header, end, encoding, 1)
+        found.append(Element(header.tag, header.start, position, header.length == UNDEFINED, header.vr))
+    return found, position
 
 
 def fragments(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -15,15 +15,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom.charset import convert_encodings, decode_bytes, python_encoding
+from pydicom.charset import python_encoding
 from pydicom.uid import UID
-from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
-from dicomnode.attributes import BY_TAG, Attribute
+from dicomnode.attributes import BY_TAG, FLAT_BY_TAG, SEQUENCE_BY_TAG
 from dicomnode.contexts import IMAGE_CLASSES
 from dicomnode.reception.defects import Defect, Flawed
 from dicomnode.reception.elements import PIXEL_DATA, Element, Encoding, elements, fragments
 from dicomnode.reception.incoming import ANYWHERE, Scratch
+from dicomnode.reception.texts import CHARACTER_SET, Items, ascii_of, attributes_of, items_in
 
 # PS3.5 chapter 9. Leading zeros are forbidden there and harmless here, so they pass.
 _UID = re.compile(r"(?=.{1,64}\Z)\d+(\.\d+)*", re.ASCII)
@@ -32,7 +32,6 @@ _BEGINNING_BYTES = 1 << 20
 # What is given to zlib at once: it copies what it has not used.
 _DEFLATED_PIECE_BYTES = 1 << 16
 
-_CHARACTER_SET = 0x00080005
 _SOP_CLASS = 0x00080016
 _SOP_INSTANCE = 0x00080018
 _ACCESSION = 0x00080050
@@ -49,13 +48,13 @@ _COLUMNS = 0x00280011
 _BITS_ALLOCATED = 0x00280100
 _WANTED = frozenset(
     {
-        *(_CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE, _ACCESSION, _MODALITY, _PATIENT_ID, _ISSUER),
+        *(CHARACTER_SET, _SOP_CLASS, _SOP_INSTANCE, _ACCESSION, _MODALITY, _PATIENT_ID, _ISSUER),
         *(_STUDY, _SERIES, _SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS_ALLOCATED),
         *BY_TAG,
+        *FLAT_BY_TAG,
     }
 )
 _LAST_INDEXED = max(BY_TAG)
-_ASCII_VRS = frozenset({"AE", "AS", "CS", "DA", "IS", "TM", "UI"})
 # PS3.10 7.1: preamble and prefix, then File Meta Information Group Length, 12 bytes with its value.
 _META_START = 144
 # An Integer String (PS3.5 table 6.2-1). Python refuses to make a number of thousands of digits.
@@ -100,13 +99,16 @@ def _inspected(data: memoryview, syntax: UID, scratch: Scratch) -> Header:
         data = _inflate(data, scratch)
     encoding = Encoding(implicit=syntax.is_implicit_VR, little=syntax.is_little_endian)
     values: dict[int, bytes] = {}
+    nested: dict[int, Items] = {}
     pixel_data: Element | None = None
     for element in elements(data, encoding):
         if element.tag in _WANTED:
             values[element.tag] = bytes(data[element.start : element.end])
+        elif element.tag in SEQUENCE_BY_TAG:
+            nested[element.tag] = items_in(SEQUENCE_BY_TAG[element.tag], data, element, encoding)
         elif element.tag == PIXEL_DATA:
             pixel_data = element
-    header = _header(values, encoding.little)
+    header = _header(values, nested, encoding.little)
     if pixel_data is not None:
         _check_pixel_data(data, pixel_data, _Description(values, encoding.little), syntax.is_encapsulated)
     elif header.sop_class_uid in IMAGE_CLASSES:
@@ -126,7 +128,7 @@ def study_instance_uid(data: memoryview, transfer_syntax_uid: str) -> str:
             data = memoryview(inflated)
         for element in elements(data, encoding):
             if element.tag >= _STUDY:
-                uid = _ascii({element.tag: bytes(data[element.start : element.end])}, _STUDY)
+                uid = ascii_of({element.tag: bytes(data[element.start : element.end])}, _STUDY)
                 return uid if is_valid_uid(uid) else ""
     return ""
 
@@ -136,14 +138,18 @@ def describe(data: memoryview, transfer_syntax_uid: str) -> dict[str, str]:
     syntax = UID(transfer_syntax_uid)
     if syntax.is_deflated:
         data = _inflate(data)
+    encoding = Encoding(syntax.is_implicit_VR, syntax.is_little_endian)
     values: dict[int, bytes] = {}
+    nested: dict[int, Items] = {}
     with _readable():
-        for element in elements(data, Encoding(syntax.is_implicit_VR, syntax.is_little_endian)):
+        for element in elements(data, encoding):
             if element.tag > _LAST_INDEXED:
                 break
             if element.tag in _WANTED:
                 values[element.tag] = bytes(data[element.start : element.end])
-        return _attributes(values, encodings_of(values), syntax.is_little_endian)
+            elif element.tag in SEQUENCE_BY_TAG:
+                nested[element.tag] = items_in(SEQUENCE_BY_TAG[element.tag], data, element, encoding)
+        return attributes_of(values, nested, encoding.little)
 
 
 def describe_file(path: Path, transfer_syntax_uid: str) -> dict[str, str]:
@@ -205,14 +211,14 @@ def _inflate(data: memoryview, scratch: Scratch = ANYWHERE) -> memoryview:
     return inflated.getbuffer()
 
 
-def _header(values: Mapping[int, bytes], little: bool) -> Header:
-    attributes = _attributes(values, encodings_of(values), little)
+def _header(values: Mapping[int, bytes], nested: Mapping[int, Items], little: bool) -> Header:
+    attributes = attributes_of(values, nested, little)
     return Header(
-        _ascii(values, _SOP_CLASS),
+        ascii_of(values, _SOP_CLASS),
         _valid_uid(values, _SOP_INSTANCE, Defect.SOP_INSTANCE_UID),
         _valid_uid(values, _STUDY, Defect.STUDY_INSTANCE_UID),
         _valid_uid(values, _SERIES, Defect.SERIES_INSTANCE_UID),
-        _ascii(values, _MODALITY),
+        ascii_of(values, _MODALITY),
         attributes.get("PatientID", ""),
         attributes.get("IssuerOfPatientID", ""),
         attributes.get("AccessionNumber", ""),
@@ -222,61 +228,18 @@ def _header(values: Mapping[int, bytes], little: bool) -> Header:
 
 
 def _unknown_character_set(values: Mapping[int, bytes]) -> str:
-    name = _ascii(values, _CHARACTER_SET)
+    name = ascii_of(values, CHARACTER_SET)
     # PS3.3 C.12.1.1.2
     return "" if all(one.strip() in python_encoding for one in name.split("\\")) else name
-
-
-def _attributes(values: Mapping[int, bytes], encodings: list[str], little: bool) -> dict[str, str]:
-    found = {}
-    for tag, value in values.items():
-        attribute = BY_TAG.get(tag)
-        if attribute is None:
-            continue
-        # Nearly all values are plain; an escape (ISO 2022) is an ASCII character too.
-        if attribute.vr != "US" and value.isascii() and b"\x1b" not in value:
-            text = value.decode("ascii").strip(" \0")
-        else:
-            text = text_of(attribute, value, encodings, little)
-        if text:
-            found[attribute.keyword] = text
-    return found
-
-
-def text_of(attribute: Attribute, value: bytes, encodings: list[str], little: bool) -> str:
-    """An encoded value as text, several values with a backslash between them."""
-    if attribute.vr == "US":
-        return "" if len(value) < 2 else str(int.from_bytes(value[:2], "little" if little else "big"))
-    if value.isascii() and b"\x1b" not in value:
-        return value.decode("ascii").strip(" \0")
-    if attribute.vr in _ASCII_VRS:
-        return value.decode("ascii", "replace").strip(" \0")
-    if attribute.vr == "PN":
-        groups = (decode_bytes(group, encodings, PN_DELIMS) for group in value.split(b"="))
-        return "=".join(groups).strip(" \0")
-    return decode_bytes(value, encodings, TEXT_VR_DELIMS).strip(" \0")
-
-
-def encodings_of(values: Mapping[int, bytes]) -> list[str]:
-    """Python's names for a data set's Specific Character Set; values: by tag, as they are encoded."""
-    names = _ascii(values, _CHARACTER_SET).split("\\")
-    try:
-        return list(convert_encodings(names))
-    except (LookupError, ValueError):
-        return ["latin-1"]  # an unknown character set spoils a name, never an object
 
 
 def _valid_uid(values: Mapping[int, bytes], tag: int, defect: Defect) -> str:
     if tag not in values:
         raise Flawed(defect, "it is missing")
-    uid = _ascii(values, tag)
+    uid = ascii_of(values, tag)
     if not is_valid_uid(uid):
         raise Flawed(defect, f"it is {uid[:80]!r}" if uid else "it is empty")
     return uid
-
-
-def _ascii(values: Mapping[int, bytes], tag: int) -> str:
-    return values.get(tag, b"").decode("ascii", "replace").strip(" \0")
 
 
 class _Description:
@@ -295,7 +258,7 @@ class _Description:
         return number
 
     def _frame_count(self) -> int:
-        text = _ascii(self._values, _FRAMES)
+        text = ascii_of(self._values, _FRAMES)
         if not text:
             return 1
         if len(text) > _IS_CHARACTERS or not text.lstrip("+").isdecimal() or int(text) == 0:
@@ -306,7 +269,7 @@ class _Description:
         """Length of the uncompressed pixel data (PS3.5 8.1.1)."""
         pixels = self._number(_ROWS, "Rows") * self._number(_COLUMNS, "Columns") * self.frames
         # PS3.3 C.7.6.3.1.2: two chroma samples are shared by two pixels.
-        subsampled = _ascii(self._values, _PHOTOMETRIC) == "YBR_FULL_422"
+        subsampled = ascii_of(self._values, _PHOTOMETRIC) == "YBR_FULL_422"
         samples = 2 if subsampled else self._number(_SAMPLES, "SamplesPerPixel")
         return (pixels * samples * self._number(_BITS_ALLOCATED, "BitsAllocated") + 7) // 8
 

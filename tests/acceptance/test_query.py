@@ -33,6 +33,9 @@ Find = Callable[[str], str]
 VIEWER_AE, STORE_AE = "VIEWER", "ARCHIVE"
 IDENTITY = Identity(patient_id="Q/R_7", patient_name="Müller^Jörg")
 RESULTS = {"RTDOSE", "SEG", "SR"}
+REQUEST, OTHER_ID = pydicom.Dataset(), pydicom.Dataset()
+REQUEST.ScheduledProcedureStepID, REQUEST.RequestedProcedureID = "STEP-7", "PROC-7"
+OTHER_ID.PatientID, OTHER_ID.IssuerOfPatientID, OTHER_ID.TypeOfPatientID = "Ö-42", "NATION", "TEXT"
 
 
 @dataclass
@@ -124,6 +127,10 @@ def study(node: Node, peer_program: Find, tmp_path_factory: pytest.TempPathFacto
     """Computed; one of its CT slices came compressed."""
     files = small_study.write(tmp_path_factory.mktemp("study"), "query", identity=IDENTITY)
     recompress(files.ct[:1], "1.2.840.10008.1.2.4.80")
+    for path in files.ct:
+        ds = pydicom.dcmread(path)
+        ds.RequestAttributesSequence, ds.OtherPatientIDsSequence = [REQUEST], [OTHER_ID]
+        ds.save_as(path)
     assert len(push(peer_program("storescu"), node.port, files.all[1:])) == len(files.all) - 1
     assert push(peer_program("storescu"), node.port, files.all[:1], "-xt") == files.all[:1]
     node.reaches(files.study.study_instance_uid, State.DONE)
@@ -195,6 +202,43 @@ def test_a_dose_is_found_by_its_dose_keys(viewer: Viewer, study: StudyFiles) -> 
     assert (found.DoseType, found.DoseSummationType) == ("PHYSICAL", "PLAN_OVERVIEW")
     assert "Gy" in found.DoseComment
     assert found.NumberOfFrames > 1
+
+
+def test_series_are_found_by_their_procedure_step(viewer: Viewer, study: StudyFiles) -> None:
+    """Sequence matching, as findscu asks for it (PS3.4 C.2.2.2.6)."""
+    keys = ("QueryRetrieveLevel=SERIES", f"StudyInstanceUID={study.study.study_instance_uid}", "Modality")
+    step, procedure = "RequestAttributesSequence[0].ScheduledProcedureStepID", "(0040,0275)[0].0040,1001"
+    (found,) = viewer.query(*keys, f"{step}=STEP-7", procedure)
+    assert found.Modality == "CT"
+    (told,) = found.RequestAttributesSequence
+    assert (told.ScheduledProcedureStepID, told.RequestedProcedureID) == ("STEP-7", "PROC-7")
+    assert viewer.query(*keys, f"{step}=STEP-7", f"{procedure}=PROC-8") == []
+    assert len(viewer.query(*keys, f"{step}=STEP?7", f"{procedure}=PROC*")) == 1
+    for universal in ("RequestAttributesSequence", "RequestAttributesSequence[0]", step):
+        answers = viewer.query(*keys, universal)
+        assert {f.Modality for f in answers} == RESULTS | {"CT", "NM", "RTSTRUCT"}
+        assert sum(len(f.RequestAttributesSequence) for f in answers) == 1
+    # Another sequence fails nothing and is not told (C.2.2.1.3).
+    answers = viewer.query(*keys, "ReferencedStudySequence[0].ReferencedSOPInstanceUID=1.2")
+    assert len(answers) == len(RESULTS) + 3
+    assert not any("ReferencedStudySequence" in answer for answer in answers)
+
+
+def test_a_patient_is_found_by_other_ids(viewer: Viewer, study: StudyFiles) -> None:
+    """At patient and study level, in the sequence and in the attribute that it replaces."""
+    utf_8 = ("-k", "SpecificCharacterSet=ISO_IR 192")
+    one_id = "OtherPatientIDsSequence[0].PatientID=Ö-42"
+    issuer = "OtherPatientIDsSequence[0].IssuerOfPatientID"
+    for level, model in (("PATIENT", "-P"), ("STUDY", "-S")):
+        keys = f"QueryRetrieveLevel={level}", "PatientID", "IssuerOfPatientID=VIRTUAL", "(0010,1000)"
+        (found,) = viewer.query(*keys, one_id, f"{issuer}=NAT*", model=model, options=utf_8)
+        assert (found.PatientID, found.OtherPatientIDs) == (IDENTITY.patient_id, "Ö-42")
+        (told,) = found.OtherPatientIDsSequence
+        assert (told.PatientID, told.IssuerOfPatientID) == ("Ö-42", "NATION")
+        assert viewer.query(*keys, one_id, f"{issuer}=X", model=model, options=utf_8) == []
+        assert len(viewer.query(keys[0], "PatientID", "(0010,1000)=?-42", model=model)) == 1
+        assert viewer.query(keys[0], "(0010,1000)=?-43", model=model) == []
+        assert viewer.query(keys[0], "IssuerOfPatientID=OTHER", model=model) == []
 
 
 def test_what_does_not_fit_the_model_is_refused(viewer: Viewer) -> None:
@@ -317,7 +361,8 @@ def test_a_ledger_of_an_older_version_is_read_in(node: Node, viewer: Viewer, stu
     before = len(viewer.query("QueryRetrieveLevel=STUDY", "StudyInstanceUID"))
     assert node.stop() == 0
     with sqlite3.connect(node.data_dir / "ledger.sqlite3") as database:
-        for table in ("held_classes", "held_instances", "held_series", "held_studies"):
+        items = "held_requests", "held_other_patient_ids"
+        for table in (*items, "held_classes", "held_instances", "held_series", "held_studies"):
             database.execute(f"DELETE FROM {table}")
         database.execute("UPDATE results SET attributes_json = NULL")
     node.start()
@@ -333,4 +378,5 @@ def test_a_ledger_of_an_older_version_is_read_in(node: Node, viewer: Viewer, stu
         return len(found) == 1 and found[0].NumberOfStudyRelatedInstances == number
 
     until(all_there, "the index is whole again", pause_s=0.5)
+    assert len(viewer.query("QueryRetrieveLevel=STUDY", "(0010,1000)=?-42")) == 1
     assert len(viewer.query("QueryRetrieveLevel=STUDY", "StudyInstanceUID")) == before

@@ -27,9 +27,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 from sqlalchemy import Connection, insert
 
-from dicomnode.attributes import BY_KEYWORD, Level
+from dicomnode.attributes import BY_KEYWORD, SEQUENCE_OF, Level
 from dicomnode.ledger import Ledger
-from dicomnode.ledger.schema import HELD_CLASSES, HELD_INSTANCES, HELD_SERIES, HELD_STUDIES
+from dicomnode.ledger.schema import HELD_CLASSES, HELD_INSTANCES, HELD_ITEMS, HELD_SERIES, HELD_STUDIES
 from dicomnode.query.answers import Encoder
 from dicomnode.query.identifier import Query, read, to_query
 from tests.bench.machine import machine
@@ -54,26 +54,40 @@ class Row:
     association_ms: list[float]
 
 
-def questions() -> dict[str, tuple[str, Dataset]]:
-    """What is asked: name → model and Identifier."""
+def questions(studies: int = STUDIES) -> dict[str, tuple[str, Dataset]]:
+    """What is asked: name → model and Identifier. studies: how many there are."""
+    some = studies * 7 // 20
+    surname = SURNAMES[some // 200 % len(SURNAMES)]
+    even = some // 2 * 2
+    like = f"N?{f'{even:06d}'[1:4]}*"
     counted = {"ModalitiesInStudy": "", "NumberOfStudyRelatedInstances": "", "StudyDescription": ""}
     study = {"StudyInstanceUID": "", "PatientName": "", "PatientID": "", "StudyDate": "", **counted}
-    series = {"StudyInstanceUID": uid(700), "SeriesInstanceUID": "", "Modality": ""}
-    image = {"StudyInstanceUID": uid(700), "SOPInstanceUID": "", "InstanceNumber": ""}
+    series = {"StudyInstanceUID": uid(some), "SeriesInstanceUID": "", "Modality": ""}
+    image = {"StudyInstanceUID": uid(some), "SOPInstanceUID": "", "InstanceNumber": ""}
 
-    def ask(level: str, base: dict[str, str], model: str = STUDY_ROOT, **values: str) -> tuple[str, Dataset]:
-        return model, keys(level, **{**base, **values})
+    def ask(
+        level: str, base: dict[str, str], model: str = STUDY_ROOT, **values: object
+    ) -> tuple[str, Dataset]:
+        return model, keys(level, "", **{**base, **values})
 
     return {
-        "STUDY by PatientID": ask("STUDY", study, PatientID="P000700"),
-        "STUDY by PatientName `Doe^Jane00*`": ask("STUDY", study, PatientName="Doe^Jane00*"),
+        "STUDY by PatientID": ask("STUDY", study, PatientID=f"P{even:06d}"),
+        f"STUDY by PatientName `{surname}^Jane00*`": ask("STUDY", study, PatientName=f"{surname}^Jane00*"),
         "STUDY by PatientName `*ane01?3*`": ask("STUDY", study, PatientName="*ane01?3*"),
         "STUDY by StudyDate, one week": ask("STUDY", study, StudyDate="20190301-20190307"),
         "STUDY by StudyDate, one month, and ModalitiesInStudy": ask(
             "STUDY", study, StudyDate="20190301-20190331", ModalitiesInStudy="NM"
         ),
-        "STUDY by AccessionNumber": ask("STUDY", study, AccessionNumber="A0000700"),
-        "STUDY by StudyInstanceUID": ask("STUDY", study, StudyInstanceUID=uid(700)),
+        "STUDY by AccessionNumber": ask("STUDY", study, AccessionNumber=f"A{some:07d}"),
+        "STUDY by OtherPatientIDs": ask("STUDY", study, OtherPatientIDs=f"N{even:06d}"),
+        f"STUDY by OtherPatientIDs `{like}`": ask("STUDY", study, OtherPatientIDs=like),
+        "STUDY by OtherPatientIDsSequence, ID and issuer": ask(
+            "STUDY", study, OtherPatientIDsSequence=item(PatientID=f"N{even:06d}", IssuerOfPatientID="NATION")
+        ),
+        "PATIENT by OtherPatientIDs": ask(
+            "PATIENT", {"PatientID": ""}, PATIENT_ROOT, OtherPatientIDs=f"N{even:06d}"
+        ),
+        "STUDY by StudyInstanceUID": ask("STUDY", study, StudyInstanceUID=uid(some)),
         "PATIENT by PatientName `müller^jane01*`": ask(
             "PATIENT",
             {"PatientID": "", "NumberOfPatientRelatedStudies": ""},
@@ -81,12 +95,30 @@ def questions() -> dict[str, tuple[str, Dataset]]:
             PatientName="müller^jane01*",
         ),
         "SERIES of a study": ask("SERIES", series, NumberOfSeriesRelatedInstances=""),
-        "IMAGE of a series, 497": ask("IMAGE", image, SeriesInstanceUID=f"{uid(700)}.1"),
-        "IMAGE of a series, RTDOSE with dose keys": ask(
-            "IMAGE", image, SeriesInstanceUID=f"{uid(700)}.3", DoseUnits="GY", DoseType="", DoseComment="DVK*"
+        "SERIES of a study by RequestAttributesSequence": ask(
+            "SERIES",
+            series,
+            RequestAttributesSequence=item(ScheduledProcedureStepID=f"S{some:07d}", RequestedProcedureID=""),
         ),
-        "STUDY, all 2,000": ask("STUDY", study),
+        "IMAGE of a series, 497": ask("IMAGE", image, SeriesInstanceUID=f"{uid(some)}.1"),
+        "IMAGE of a series, RTDOSE with dose keys": ask(
+            "IMAGE",
+            image,
+            SeriesInstanceUID=f"{uid(some)}.3",
+            DoseUnits="GY",
+            DoseType="",
+            DoseComment="DVK*",
+        ),
+        f"STUDY, all {studies:,}": ask("STUDY", study),
     }
+
+
+def item(**values: str) -> list[Dataset]:
+    """A sequence as a key."""
+    made = Dataset()
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return [made]
 
 
 def uid(study: int) -> str:
@@ -99,12 +131,12 @@ def main() -> int:
     arguments = _arguments()
     with _database(arguments.url) as (url, folder, name):
         fill(url, arguments.studies)
-        rows = measure(url, folder, arguments.rounds)
+        rows = measure(url, folder, arguments.rounds, arguments.studies)
     text = report(rows, arguments, name)
     print(text)
     if arguments.write:
         arguments.write.write_text(text + "\n", encoding="utf-8")
-    narrow = [row for row in rows if row.name.startswith("STUDY by")]
+    narrow = [row for row in rows if row.name.startswith(("STUDY by", "PATIENT by"))]
     return int(any(statistics.median(row.ledger_ms) > LIMIT_MS for row in narrow))
 
 
@@ -158,13 +190,27 @@ def _study(connection: Connection, number: int) -> None:
     }
     study_id = connection.execute(insert(HELD_STUDIES).values(**_stored(values))).inserted_primary_key
     assert study_id is not None
+    ids = {"PatientID": f"N{number // 2 * 2:06d}", "IssuerOfPatientID": "NATION", "TypeOfPatientID": "TEXT"}
+    _item(connection, "OtherPatientIDsSequence", study_id[0], ids)
     for place, (modality, sop_class, count) in enumerate((*SERIES, DOSE), start=1):
-        _series(connection, study_id[0], f"{uid(number)}.{place}", modality, sop_class, count)
+        key = _series(connection, study_id[0], f"{uid(number)}.{place}", modality, sop_class, count)
+        if modality != "RTDOSE":
+            ids = {"ScheduledProcedureStepID": f"S{number:07d}", "RequestedProcedureID": f"R{number:07d}"}
+            _item(connection, "RequestAttributesSequence", key, ids)
+
+
+def _item(connection: Connection, keyword: str, owner: int, values: dict[str, str]) -> None:
+    sequence = SEQUENCE_OF[keyword]
+    row: dict[str, Any] = {sequence.owner: owner}
+    for attribute in sequence.attributes:
+        row |= attribute.stored(values.get(attribute.keyword, ""))
+    connection.execute(insert(HELD_ITEMS[sequence]).values(**row))
 
 
 def _series(
     connection: Connection, study_id: int, series_uid: str, modality: str, sop_class: str, count: int
-) -> None:
+) -> int:
+    """returns: its row."""
     own = {
         "SeriesInstanceUID": series_uid,
         "Modality": modality,
@@ -189,6 +235,7 @@ def _series(
     connection.execute(
         insert(HELD_CLASSES).values(series_id=key[0], sop_class_uid=sop_class, instances=count)
     )
+    return int(key[0])
 
 
 def _stored(values: dict[str, str]) -> dict[str, Any]:
@@ -201,11 +248,11 @@ def _stored(values: dict[str, str]) -> dict[str, Any]:
 # ── asking ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def measure(url: str, folder: Path, rounds: int) -> list[Row]:
+def measure(url: str, folder: Path, rounds: int, studies: int) -> list[Row]:
     """Every question, `rounds` times after one that does not count."""
     rows = []
     with answering_node(folder, url=url) as node:
-        for name, (model, identifier) in questions().items():
+        for name, (model, identifier) in questions(studies).items():
             query = understood(model, identifier)
             count = answered(node.ledger, query)
             ledger_ms = [_ms(lambda q=query: answered(node.ledger, q)) for _ in range(rounds)]  # type: ignore[misc]
@@ -236,6 +283,8 @@ def answered(ledger: Ledger, query: Query) -> int:
         ledger.attributes(query.level, some)
         if encoder.needs_contents:
             ledger.contents(Level(query.level), some)
+        for one in query.nested:
+            ledger.items(one.sequence, one.told, query.level, some)
     return len(numbers)
 
 

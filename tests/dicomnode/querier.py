@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SOPClassExtendedNegotiation
@@ -23,7 +23,11 @@ from dicomnode.network.receive import Receiver
 from dicomnode.network.service import Service
 from dicomnode.query.find import FindService
 from dicomnode.query.retrieve import GetService, MoveService
+from dicomnode.reception.header import inspect
+from dicomnode.reception.intake import instance_of
+from dicomnode.reception.spool import Origin
 from dicomnode.records import Instance
+from tests.dicomnode.modality import NOW, ct_slice, encoded
 from tests.dicomnode.results_on_disk import instance
 
 PATIENT_ROOT, STUDY_ROOT = FIND_MODELS
@@ -46,6 +50,36 @@ def described(study: str, number: int, *, series: str = "", **attributes: str) -
         own["sop_class_uid"] = attributes["SOPClassUID"]
     made = instance(study, number, **own)
     return replace(made, attributes=attributes)
+
+
+def item(**values: object) -> Dataset:
+    made = Dataset()
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def request(step: str, procedure: str, **more: object) -> Dataset:
+    """A requested procedure, with an attribute of which the index knows nothing."""
+    own = {"ScheduledProcedureStepID": step, "RequestedProcedureID": procedure}
+    return item(**own, RequestedProcedurePriority="HIGH", **more)
+
+
+def other(patient_id: str, issuer: str = "", kind: str = "") -> Dataset:
+    return item(PatientID=patient_id, IssuerOfPatientID=issuer, TypeOfPatientID=kind)
+
+
+def held_slice(study: str, series: str, number: int = 1, **values: object) -> Dataset:
+    return ct_slice(
+        StudyInstanceUID=study, SeriesInstanceUID=series, SOPInstanceUID=f"{series}.{number}", **values
+    )
+
+
+def received(dataset: Dataset, syntax: str = ExplicitVRLittleEndian) -> Instance:
+    """The object as the node registers it."""
+    header = inspect(memoryview(encoded(dataset, syntax)), syntax)
+    origin = Origin(dataset.SOPClassUID, dataset.SOPInstanceUID, syntax, "SCANNER")
+    return instance_of(header, origin, f"spool/{dataset.SOPInstanceUID}.dcm", 1, NOW)
 
 
 @dataclass

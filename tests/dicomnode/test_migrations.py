@@ -12,6 +12,7 @@ from alembic import command, op
 from alembic.config import Config as AlembicConfig
 from sqlalchemy import Connection, Engine, MetaData, create_engine, insert, inspect, select
 
+from dicomnode.attributes import Level, Question
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
 from dicomnode.ledger.database import MIGRATIONS
@@ -208,3 +209,44 @@ def test_the_way_back_keeps_what_the_first_version_knew(
         pass
     assert rows_of(engine) == before
     assert set(inspect(engine).get_table_names()) == {*ROWS, "alembic_version"}
+
+
+HELD: dict[str, dict[str, Any]] = {
+    "held_studies": {"id": 1, "study_instance_uid": "1.2.1", "patient_id": "PAT-1"},
+    "held_series": {"id": 1, "study_id": 1, "series_instance_uid": "1.2.1.0", "modality": "CT"},
+    "held_instances": {"id": 1, "series_id": 1, "sop_instance_uid": "1.2.1.1", "sop_class_uid": CT},
+    "held_classes": {"series_id": 1, "sop_class_uid": CT, "instances": 1},
+}
+
+
+def held_rows(engine: Engine) -> list[Any]:
+    found = MetaData()
+    found.reflect(engine)
+    with engine.connect() as connection:
+        return [connection.execute(select(found.tables[name])).mappings().all() for name in HELD]
+
+
+@pytest.mark.usefixtures("before")
+def test_an_index_without_sequences_keeps_answering_and_is_read_again(url: str, engine: Engine) -> None:
+    with migrating(engine, command.upgrade, "0002") as connection:
+        tables = MetaData()
+        tables.reflect(connection)
+        for name, row in HELD.items():
+            connection.execute(insert(tables.tables[name]), row)
+        connection.commit()
+    before = held_rows(engine)
+    ledger = Ledger.open(url)
+    assert [unread.path for unread in ledger.outdated_series(False, 0, 9)] == ["spool/1.2.1/1.2.1.1.dcm"]
+    assert len(ledger.find(Question(Level.IMAGE), 9)) == 1
+    described = {"StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.0", "SOPInstanceUID": "1.2.1.1"}
+    told = {"OtherPatientIDsSequence": '[{"PatientID": "A"}]', "PatientName": "Doe^Jane"}
+    ledger.index_again(1, described | told, is_result=False)
+    assert ledger.outdated_series(False, 0, 9) == []
+    (study,) = ledger.attributes(Level.STUDY, ledger.find(Question(Level.STUDY), 9))
+    assert (study["patient_id"], study["patient_name"]) == ("PAT-1", "Doe^Jane")
+    ledger.close()
+    with migrating(engine, command.downgrade, "0002"):
+        pass
+    (after,), *others = held_rows(engine)
+    assert others == before[1:]
+    assert after["study_instance_uid"] == "1.2.1"

@@ -151,9 +151,9 @@ def test_ascii_needs_no_character_set(node: Running) -> None:
 
 
 def test_a_key_that_is_not_supported_is_left_out_and_said_so(node: Running) -> None:
-    responses = found(node.port, asking("STUDY", "OtherPatientIDs Modality", PatientID="M1"))
+    responses = found(node.port, asking("STUDY", "PatientAge Modality", PatientID="M1"))
     assert statuses(responses) == [0xFF01, 0x0000]
-    assert not {"OtherPatientIDs", "Modality"} & set(matches(responses)[0])
+    assert not {"PatientAge", "Modality"} & set(matches(responses)[0])
 
 
 @pytest.mark.parametrize("max_pdu", [512, 16382, 0])

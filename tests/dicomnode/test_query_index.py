@@ -266,7 +266,8 @@ def test_contents_say_what_a_study_holds(ledger: Ledger) -> None:
 
 def emptied(ledger: Ledger) -> None:
     with ledger._decide() as connection:
-        for table in ("held_classes", "held_instances", "held_series", "held_studies"):
+        items = "held_requests", "held_other_patient_ids"
+        for table in (*items, "held_classes", "held_instances", "held_series", "held_studies"):
             connection.execute(text(f"DELETE FROM {table}"))
 
 

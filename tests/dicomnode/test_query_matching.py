@@ -342,8 +342,9 @@ def test_what_is_no_data_set_is_refused() -> None:
         ({"NumberOfStudyRelatedInstances": "5"}, False),
         ({"Modality": ""}, False),
         ({"NumberOfSeriesRelatedInstances": ""}, False),
-        ({"OtherPatientIDs": ""}, False),
+        ({"OtherPatientIDs": "X"}, True),
         ({"RequestAttributesSequence": []}, False),
+        ({"ReferencedStudySequence": []}, False),
         ({"TimezoneOffsetFromUTC": "+0100"}, True),
     ],
 )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -119,7 +120,15 @@ def in_process(folder: Path) -> dict[str, Callable[[bytes], None]]:
 
 def headers() -> st.SearchStrategy[bytes]:
     """A byte that names the transfer syntax, then a changed data set in it."""
-    dataset = slice_for_ever(PatientName="Müller^Jürgen", SpecificCharacterSet="ISO_IR 100")
+    item = Dataset()
+    item.PatientID, item.ScheduledProcedureStepID = "Ä", "S"
+    dataset = slice_for_ever(
+        PatientName="Müller^Jürgen",
+        SpecificCharacterSet="ISO_IR 100",
+        OtherPatientIDs=["1", "2"],
+        OtherPatientIDsSequence=[item],
+        RequestAttributesSequence=[item, item],
+    )
     bases = []
     for number, syntax in enumerate(SYNTAXES):
         if syntax == DeflatedExplicitVRLittleEndian:
@@ -185,7 +194,10 @@ def check_identifier(ledger: Ledger, content: bytes) -> None:
         for patient_root in (True, False):
             for combined in (True, False):
                 with contextlib.suppress(Refused):
-                    ledger.find(to_query(keys, patient_root=patient_root, combined=combined).question, 10)
+                    query = to_query(keys, patient_root=patient_root, combined=combined)
+                    ledger.find(query.question, 10)
+                    for one in query.nested:
+                        ledger.items(one.sequence, one.told, query.level, [1])
             with contextlib.suppress(Refused):
                 ledger.find(to_retrieval(keys, patient_root=patient_root), 10)
 

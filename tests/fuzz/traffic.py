@@ -120,6 +120,10 @@ def _identifier(dataset: Dataset, level: str) -> Dataset:
     keys.StudyDate, keys.StudyTime = "20200101-20301231", "-235959"
     keys.StudyInstanceUID = [dataset.StudyInstanceUID, same_uid("other")]
     keys.ModalitiesInStudy, keys.NumberOfStudyRelatedInstances = "CT", None
+    item = Dataset()
+    item.PatientID, item.IssuerOfPatientID = "P*", "Ä"
+    keys.OtherPatientIDs, keys.OtherPatientIDsSequence = "1", Sequence([item])
+    keys.RequestAttributesSequence = Sequence([])
     return keys
 
 
