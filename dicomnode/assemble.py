@@ -19,6 +19,7 @@ from dicomnode.config import Assemble, Fetch
 from dicomnode.errors import Incomplete, LedgerUnavailable, Rejected
 from dicomnode.ledger import Ledger
 from dicomnode.privacy import without_identity
+from dicomnode.reception.intake import DAMAGED
 from dicomnode.records import Case, Identity, Inputs, Instance, RemovedSeries
 from dicomnode.selection import INPUT_CLASSES, Header, Preferences, choose, digest, read_header
 from dicomnode.states import State
@@ -29,6 +30,8 @@ from pipeline.spect import describe_spect
 
 log = logging.getLogger(__name__)
 
+_LOOK = "Look at the file that the reason names; then `dicomnode retry` computes without it"
+_SEND_AGAIN = "Check the disk and have what the reason names sent again; then `dicomnode retry`"
 _REPORT = "The log holds the traceback: please report it; `dicomnode retry` looks again"
 
 
@@ -120,10 +123,8 @@ class Assembler:
 
     def _assemble(self, case: Case, now: float) -> None:
         if case.conflict:
-            raise Rejected(
-                case.conflict,
-                "Look at the file that the reason names; then `dicomnode retry` computes without it",
-            )
+            damaged = case.conflict.startswith(DAMAGED)
+            raise Rejected(case.conflict, _SEND_AGAIN if damaged else _LOOK)
         chosen = self._chosen_of(case, now)
         note = None if chosen is None else self._comparison.outcome(case, now)
         if chosen is None or note is None:

@@ -176,7 +176,7 @@ def _require_undamaged(inputs: Inputs) -> None:
         raise InputsDamaged(
             f"{len(damaged)} of its {len(inputs.files)} files are not what was received: "
             f"{', '.join(Path(file).name for file in damaged[:_NAMED])}",
-            "Check the disk, and have these objects sent again",
+            "Check the disk, have these objects sent again, then `dicomnode retry`",
             tuple(damaged),
         )
 

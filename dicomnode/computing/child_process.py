@@ -7,6 +7,7 @@ call from the socket, does it, and answers there with ``("result", ...)`` or ``(
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import pickle
@@ -22,6 +23,10 @@ from dicomnode.errors import Rejected, Transient
 from pipeline.errors import InputRejected
 
 log = logging.getLogger(__name__)
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+"""The disk is full, its quota used up, or it was mounted read-only after an error: no fault of the case, nor
+of any other that would be tried meanwhile. The log has one line of it, the node's."""
 
 REMEDY = "See the log above and the system's log (dmesg) of that time"
 PARENT_DIED = 70
@@ -69,7 +74,8 @@ def _answer(call: bytes) -> tuple[str, Any]:
         # A person reads the reason in the case; a traceback would tell nothing more.
         return "error", error
     except Exception as error:
-        log.exception("the computation failed")
+        if not (isinstance(error, OSError) and error.errno in NO_ROOM):
+            log.exception("the computation failed")
         return "error", error
 
 

@@ -7,7 +7,6 @@ The listening process claims a case, starts the job and looks in on it at every 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from dicomnode import __version__
 from dicomnode.audit.trail import SILENT, Audit
+from dicomnode.computing.child_process import NO_ROOM
 from dicomnode.computing.job import InputsDamaged, Job, Outcome
 from dicomnode.config import Config
 from dicomnode.errors import IllegalTransition, Rejected, Unavailable
@@ -42,8 +42,6 @@ LONGEST_REST_S = 600.0
 ORPHAN_S = 60.0
 _ORPHAN = "it was claimed, and nobody computes it"
 _CHECKPOINT = ".checkpoint"
-# The disk is full, its quota used up, or it was mounted read-only after an error.
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 _LOOK = "See the log of that time"
 _MACHINE = "Look at the disk of [node] data_dir (room, rights) and at the machine's memory"
 
@@ -306,8 +304,7 @@ class Computer:
         except Exception as error:  # noqa: BLE001  the worker's loop: whatever it is, the attempt failed
             shutil.rmtree(running.out, ignore_errors=True)
             reason, remedy = _told(error)
-            if isinstance(error, OSError) and error.errno in _NO_ROOM:
-                # No fault of the case, nor of any other that would be tried meanwhile.
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
                 self._postponed(attempt, Unavailable(reason, remedy), now)
             else:
                 self._failed(attempt, reason, remedy, now)
@@ -315,10 +312,13 @@ class Computer:
             self._register(attempt, outcome, now)
 
     def _damaged(self, attempt: Attempt, error: InputsDamaged, now: float) -> None:
-        """The case is held by what it lacks now, and goes on when that is sent again."""
+        """The case is held for what it lacks now; with its state the attempt ends."""
         log.error("case %d: %s. %s", attempt.case_id, error.reason, error.remedy)
         self._set_aside({Path(path).stem: Path(path) for path in error.paths}, now)
-        self._ledger.end(attempt, None, now, outcome="rejected", reason=error.reason, remedy=error.remedy)
+        # Where the ledger did not take it that the case lacks something, it is held all the same.
+        self._ledger.end(
+            attempt, Event.REJECT, now, outcome="rejected", reason=error.reason, remedy=error.remedy
+        )
 
     def _postponed(self, attempt: Attempt, error: Unavailable, now: float) -> None:
         """Nothing could be computed: no attempt counts, and no other case is claimed in vain."""

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 # Why a case lacks objects that were acknowledged.
 _NOT_TAKEN = "the database did not take"
 _NOT_READ = "the disk did not give back"
-_DAMAGED = "the disk damaged"
+DAMAGED = "the disk damaged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Intake:
         """
         for uid, path in paths.items():
             aside = self._spool.relative(self._spool.discarded(path))
-            self._lacks(path.parent.name, _DAMAGED, uid, aside, old=False)
+            self._lacks(path.parent.name, DAMAGED, uid, aside, old=False)
         self.flush(now)
         if self.kept_by is not None:
             raise self.kept_by

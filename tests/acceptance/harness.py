@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pydicom
 from pydicom import Dataset
 from pynetdicom import AE
 
@@ -392,6 +393,11 @@ device = "cpu"
             raise AssertionError(
                 f"{error}; it is {self.case(study_uid)}; log: {self.log()[-3000:]}"
             ) from None
+
+
+def sop_instance_uid(path: Path) -> str:
+    """Of a file; the node keeps it as UID.dcm."""
+    return str(pydicom.dcmread(path, specific_tags=["SOPInstanceUID"]).SOPInstanceUID)
 
 
 def push(storescu: str, port: int, files: Sequence[Path], *options: str) -> list[Path]:

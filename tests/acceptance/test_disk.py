@@ -15,7 +15,7 @@ from dicomnode.records import Attempt
 from dicomnode.states import State
 from dicomnode.virtual_study import StudyFiles
 from tests import small_study
-from tests.acceptance.harness import Node, Orthanc, push, start_push, until
+from tests.acceptance.harness import Node, Orthanc, push, sop_instance_uid, start_push, until
 
 pytestmark = pytest.mark.peers
 Find = Callable[[str], str]
@@ -169,3 +169,36 @@ def test_results_that_find_no_room_are_written_when_there_is_some(
     assert outcomes[0] == "postponed"
     assert outcomes[-1] == "ok"
     assert pacs.held(uid) == RESULTS
+
+
+def test_nothing_is_computed_from_what_the_disk_damaged_until_it_was_sent_again(
+    node: Node, pacs: Orthanc, peer_program: Find, tmp_path: Path
+) -> None:
+    """One bit of a CT slice would make another dose, and nobody would see it."""
+    storescu = peer_program("storescu")
+    node.start()
+    files = small_study.write(tmp_path / "study", "a bit that turned")
+    uid, (slice_, *_, spect) = files.study.study_instance_uid, files.all
+    push(storescu, node.port, files.all[:-1])
+    spooled = node.data_dir / "spool" / uid / f"{sop_instance_uid(slice_)}.dcm"
+    content = bytearray(spooled.read_bytes())
+    content[-1000] ^= 1
+    spooled.write_bytes(content)
+    push(storescu, node.port, [spect])
+
+    def held() -> bool:
+        case = node.case(uid)
+        return case is not None and case.state is State.HELD and "the disk damaged" in case.reason
+
+    until(held, "the case is held for what the disk damaged")
+    assert pacs.held(uid) == {}
+    node.says("1 of its 26 files are not what was received")
+    assert push(storescu, node.port, [slice_]) == [slice_]
+    case = node.case(uid)
+    assert case is not None
+    assert "sent again; then `dicomnode retry" in case.remedy
+    assert node.run("retry", str(case.id)).returncode == 0
+    node.reaches(uid, State.DONE)
+    assert pacs.held(uid) == RESULTS
+    assert [a.outcome for a in attempts(node, case.id) if a.stage == "compute"] == ["stopped", "ok"]
+    calm(node)

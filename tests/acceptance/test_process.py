@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
-import pydicom
 import pytest
 
 from dicomnode.computing import child_process
 from dicomnode.states import State
 from dicomnode.virtual_study import StudyFiles
 from tests import small_study
-from tests.acceptance.harness import Node, Orthanc, acknowledged, push, start_push, until
+from tests.acceptance.harness import Node, Orthanc, acknowledged, push, sop_instance_uid, start_push, until
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(600)]
 Find = Callable[[str], str]
@@ -66,10 +65,6 @@ def test_sigterm_lets_what_is_being_received_finish_and_keeps_what_was_acknowled
     push(storescu, node.port, files.all)
     node.reaches(uid, State.DONE)
     assert pacs.held(uid) == {"RTDOSE": 1, "SEG": 1, "SR": 1}
-
-
-def sop_instance_uid(path: Path) -> str:
-    return str(pydicom.dcmread(path, specific_tags=["SOPInstanceUID"]).SOPInstanceUID)
 
 
 def test_sighup_takes_up_what_is_valid_and_a_wrong_file_changes_nothing(

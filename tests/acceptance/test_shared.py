@@ -15,7 +15,7 @@ from dicomnode.ledger import Ledger
 from dicomnode.records import Case, Instance
 from dicomnode.states import State
 from tests import small_study
-from tests.acceptance.harness import Node, Orthanc, acknowledged, push, start_push, until
+from tests.acceptance.harness import Node, Orthanc, acknowledged, push, sop_instance_uid, start_push, until
 from tests.postgres import PostgresServer
 
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(600)]
@@ -112,10 +112,6 @@ def site(
         for node in nodes:
             if node.process is not None:
                 node.kill()
-
-
-def sop_instance_uid(path: Path) -> str:
-    return str(pydicom.dcmread(path, specific_tags=["SOPInstanceUID"]).SOPInstanceUID)
 
 
 def push_to_both(storescu: str, site: Site, to_a: list[Path], to_b: list[Path]) -> list[Path]:

@@ -11,12 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
-
 from dicomnode.states import State
 from dicomnode.virtual_study import StudyFiles
 from tests import small_study
-from tests.acceptance.harness import Node, Orthanc, acknowledged, start_push
+from tests.acceptance.harness import Node, Orthanc, acknowledged, sop_instance_uid, start_push
 from tests.chaos.outages import FaultyGate
 
 # A pause after which a modality sends again what was not acknowledged.
@@ -31,10 +29,6 @@ def program(name: str) -> str:
     if path is None:
         raise FileNotFoundError(f"{name} is not installed: apt-get install orthanc dcmtk")
     return path
-
-
-def sop_instance_uid(path: Path) -> str:
-    return str(pydicom.dcmread(path, specific_tags=["SOPInstanceUID"]).SOPInstanceUID)
 
 
 class Modality:

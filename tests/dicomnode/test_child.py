@@ -1,5 +1,6 @@
 """A job may do what it wants: only its own future hears of it."""
 
+import errno
 import importlib
 import os
 import pickle
@@ -41,6 +42,10 @@ class TwoReasonsError(Exception):
 
 def raise_one_way() -> None:
     raise TwoReasonsError("pickled", other="and not put together again")
+
+
+def find_no_room() -> None:
+    raise OSError(errno.ENOSPC, "no room")
 
 
 def die(number: int) -> None:
@@ -103,6 +108,14 @@ def test_an_exception_that_cannot_travel_is_still_told() -> None:
 def test_an_exception_that_travels_one_way_only_is_still_told() -> None:
     with ChildExecutor() as executor, pytest.raises(Transient, match=r"cannot be read: .*'other'"):
         executor.submit(raise_one_way).result()
+
+
+def test_a_job_that_finds_no_room_says_so_in_one_place(capfd: pytest.CaptureFixture[str]) -> None:
+    """The node tells of it and waits for room; a traceback in its log would tell of a defect."""
+    with ChildExecutor() as executor, pytest.raises(OSError, match="no room") as caught:
+        executor.submit(find_no_room).result()
+    assert caught.value.errno == errno.ENOSPC
+    assert capfd.readouterr().err == ""
 
 
 def test_a_job_that_cannot_be_imported_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

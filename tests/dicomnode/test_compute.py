@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+import pickle
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import replace
 from itertools import pairwise
@@ -15,7 +16,7 @@ import pytest
 
 from dicomnode import __version__
 from dicomnode.computing.compute import MAX_INTERRUPTIONS, ORPHAN_S, Computer
-from dicomnode.computing.job import Job, Outcome
+from dicomnode.computing.job import InputsDamaged, Job, Outcome
 from dicomnode.config import Config, parse
 from dicomnode.errors import LedgerUnavailable, Transient, Unavailable
 from dicomnode.ledger import Ledger
@@ -237,6 +238,44 @@ def test_results_that_come_after_a_late_object_are_dropped(
     computer.tick(6.0)
     assert ledger.case(case.id).state is State.COLLECTING
     assert ledger.latest_run(case.id) is None
+
+
+def test_files_that_the_disk_damaged_are_set_aside_before_the_attempt_ends(
+    config: Config, ledger: Ledger, bench: Bench
+) -> None:
+    """Were the ledger away between the two, the job's end would be looked at again."""
+    case, told = ready(ledger), []
+
+    def set_aside(paths: Mapping[str, Path], now: float) -> None:
+        told.append((dict(paths), now))
+        assert [a.outcome for a in ledger.attempts(case.id)] == ["running"]
+        ledger.lacks(case.study_instance_uid, "the disk damaged", {"1.9": "quarantine/1.9.broken"}, now)
+
+    computer = Computer(config, ledger, bench, damaged=set_aside)
+    computer.tick(1.0)
+    assert bench.jobs[0].spooled
+    damaged = InputsDamaged("1 of its 2 files", "send it again", ("/data/spool/1.2.3/1.9.dcm",))
+    bench.futures[0].set_exception(pickle.loads(pickle.dumps(damaged)))
+    computer.tick(2.0)
+    assert told == [({"1.9": Path("/data/spool/1.2.3/1.9.dcm")}, 2.0)]
+    assert [a.outcome for a in ledger.attempts(case.id)] == ["stopped"]
+    assert ledger.case(case.id).state is State.COLLECTING
+    assert "the disk damaged" in ledger.case(case.id).conflict
+    computer.tick(3.0)
+    assert len(bench.jobs) == 1
+
+
+def test_a_case_with_damaged_files_is_held_also_when_the_ledger_does_not_take_what_it_lacks(
+    computer: Computer, ledger: Ledger, bench: Bench
+) -> None:
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.futures[0].set_exception(
+        InputsDamaged("1 of its 2 files", "send it again", ("/spool/1.2.3/1.dcm",))
+    )
+    computer.tick(2.0)
+    held = ledger.case(case.id)
+    assert (held.state, held.reason, held.remedy) == (State.HELD, "1 of its 2 files", "send it again")
 
 
 def test_after_a_crash_the_case_is_queued_again_and_half_made_files_are_gone(
