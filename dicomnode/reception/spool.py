@@ -119,6 +119,7 @@ class Spool:
         self._busy: set[str] = set()
         self._unread_notes: set[Path] = set()
         self._turn = threading.Condition()
+        self._making = threading.Lock()
         for folder in (self._spool, self._quarantine):
             folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
 
@@ -299,7 +300,7 @@ class Spool:
     def _remove_if_empty(self, folder: Path) -> None:
         """A study's folder, or an attempt's and then its case's; those directly below data_dir stay."""
         while folder.parent != self.data_dir:
-            with self._turn:
+            with self._making:
                 self._durable_folders.discard(folder)
                 try:
                     folder.rmdir()
@@ -319,15 +320,18 @@ class Spool:
         try:
             _write(path, parts, self._part, syncs)
         except FileNotFoundError:
-            # `remove` took the folder, which was empty, after it was looked at.
+            # `remove` took the folder, which was empty, after it was looked at; or somebody else did.
+            with self._making:
+                self._durable_folders.discard(path.parent)
             self._make_folder(path.parent)
             _write(path, parts, self._part, syncs)
 
     def _make_folder(self, folder: Path) -> None:
         """A study's folder, itself durable before the first object in it is acknowledged."""
-        with self._turn:
-            if folder in self._durable_folders and folder.exists():
-                return
+        # Without the lock, and without a look at the disk: every object of every association comes here.
+        if folder in self._durable_folders:
+            return
+        with self._making:
             folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
             sync_folder(folder.parent)
             self._durable_folders.add(folder)

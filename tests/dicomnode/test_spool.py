@@ -96,6 +96,21 @@ def test_both_file_and_folder_are_synced_before_the_object_counts(
     assert set(synced) == {str(path), str(path.parent), str(path.parent.parent)}
 
 
+def test_a_study_whose_folder_is_gone_gets_another_which_is_as_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Retention takes it when it is empty, or a person did: nothing looks at the disk for each object."""
+    spool = spool_in(tmp_path)
+    first, _ = spool.store("1.2", ORIGIN, DATA)
+    first.unlink()
+    first.parent.rmdir()
+    synced: list[Path] = []
+    monkeypatch.setattr("dicomnode.reception.spool.sync_folder", synced.append)
+    again, _ = spool.store("1.2", ORIGIN, DATA)
+    assert split_file(memoryview(again.read_bytes())) == (ORIGIN, DATA)
+    assert synced == [first.parent.parent, first.parent]
+
+
 # ── after an end without warning ─────────────────────────────────────────────────────────────────
 
 
