@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +16,7 @@ from dicomnode import __version__
 from dicomnode.commands import model_commands
 from dicomnode.commands.terminal import log_to_stderr, out
 from dicomnode.computing import compiled_code
-from dicomnode.config import Config, load, with_engines
+from dicomnode.config import Config, RejectionReason, load, with_engines
 from dicomnode.errors import ConfigurationError, NodeError
 from dicomnode.states import Event, State
 from models.errors import ModelRejected
@@ -31,6 +30,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Rich's own markup would take the names of config.toml's sections for styles, and leave them out.
+    rich_markup_mode="markdown",
 )
 
 OPTIONAL = ("torch",)
@@ -43,13 +44,6 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", help="config.toml; else DICOMNODE_CONFIG, ./config.toml, /etc/dicomnode/"),
 ]
 CaseArgument = Annotated[str, typer.Argument(help="case number, Study Instance UID, or the end of that UID")]
-
-
-class Rejection(StrEnum):
-    """The words of [deliver] rejection_reason."""
-
-    QUALITY = "quality"
-    PATIENT_SAFETY = "patient_safety"
 
 
 @app.command()
@@ -127,7 +121,7 @@ def retry(
     config: ConfigOption = None,
     resend: Annotated[bool, typer.Option(help="send the existing results again, compute nothing")] = False,
     rejection_reason: Annotated[
-        Rejection | None,
+        RejectionReason | None,
         typer.Option(help="why archives are to reject the results that are replaced; else as [deliver] says"),
     ] = None,
 ) -> None:
@@ -147,7 +141,7 @@ def retry(
         return
     reason = "a person asked to begin again"
     # Without its old digest the case is computed also when its inputs are the same.
-    said = {} if rejection_reason is None else {"rejection_reason": str(rejection_reason)}
+    said = {} if rejection_reason is None else {"rejection_reason": rejection_reason}
     ledger.apply(found.id, Event.RETRY, now, reason=reason, inputs_sha256="", conflict="", attempts=0, **said)
     out.print(f"case {found.id}: begins again from what was received")
     if found.inputs_removed_at is not None:

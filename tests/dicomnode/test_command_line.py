@@ -311,3 +311,12 @@ def test_a_package_that_a_node_may_leave_out_is_told_in_a_sentence(
     with pytest.raises(SystemExit if foreseen else ModuleNotFoundError):
         main()
     assert ("torch is not installed. Install it" in capsys.readouterr().err) == foreseen
+
+
+@pytest.mark.parametrize(
+    ("command", "section"),
+    [("retry", "[deliver]"), ("compute", "[dose]"), ("worker", "[cluster]"), ("retention", "[retention]")],
+)
+def test_a_commands_help_names_the_section_of_the_file(command: str, section: str) -> None:
+    """In brackets, which Rich would take for a style and leave out."""
+    assert section in told(command, "--help").output
