@@ -51,6 +51,3 @@ class InputsDamaged(Rejected):
     def __init__(self, reason: str, remedy: str = "", paths: tuple[str, ...] = ()) -> None:
         super().__init__(reason, remedy)
         self.paths = paths
-
-    def __reduce__(self) -> tuple[type[InputsDamaged], tuple[str, str, tuple[str, ...]]]:
-        return type(self), (self.reason, self.remedy, self.paths)

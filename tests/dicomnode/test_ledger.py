@@ -20,29 +20,12 @@ from dicomnode.ledger.schema import METADATA
 from dicomnode.records import Attempt, Case, Identity, Instance, NewResult, Quarantined, Run
 from dicomnode.states import Event, State
 from tests.dicomnode.results_on_disk import instance, run_of
-from tests.postgres import PostgresServer
 
 STUDY = "1.2.3"
 
 
 def url_of(folder: Path) -> str:
     return f"sqlite:///{folder / 'ledger.sqlite3'}"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of each kind that the node runs on."""
-    if request.param == "sqlite":
-        return url_of(tmp_path)
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    return server.new_database()
-
-
-@pytest.fixture
-def ledger(url: str) -> Iterator[Ledger]:
-    opened = Ledger.open(url)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from dicomnode.ledger import Ledger
 from dicomnode.records import Case, Run
 from dicomnode.states import Event, State
 from tests.dicomnode.results_on_disk import encoded_case, instance
-from tests.postgres import PostgresServer
 
 PEERS = ("PACS", "ARCHIVE")
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
-    if request.param == "postgresql":
-        server: PostgresServer = request.getfixturevalue("postgres_server")
-        url = server.new_database()
-    opened = Ledger.open(url)
-    yield opened
-    opened.close()
 
 
 def sent(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from dicomnode.ledger import Ledger
 from dicomnode.ledger.database import MIGRATIONS
 from dicomnode.records import Inputs
 from dicomnode.states import Event, State
-from tests.postgres import PostgresServer
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 RTDOSE = "1.2.840.10008.5.1.4.1.1.481.2"
@@ -97,14 +95,6 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"id": 6, "result_id": 6, "peer": "PACS", "delivered_at": 15.0, "tries": 1},
     ],
 }  # fmt: skip
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    return server.new_database()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,23 +32,10 @@ from dicomnode.reception.intake import instance_of
 from dicomnode.reception.spool import Origin, Spool
 from tests.dicomnode.modality import NOW, ct_slice, encoded
 from tests.dicomnode.querier import held_slice, item, other, received, request
-from tests.postgres import PostgresServer
 
 REQUESTS, OTHER_IDS = "RequestAttributesSequence", "OtherPatientIDsSequence"
 STUDY, SERIES = "1.2.3", "1.2.3.1"
 SYNTAXES = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres_server")
-        url = server.new_database()
-    opened = Ledger.open(url)
-    yield opened
-    opened.close()
 
 
 def told(ledger: Ledger, keyword: str, level: Level = Level.SERIES) -> list[list[dict[str, Any]]]:
