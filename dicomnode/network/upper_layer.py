@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 # PS3.8 table 9-8: PDUs that end the association.
 _ENDS = {"Evt12": "it released the association", "Evt16": "it aborted the association"}
+# Read one after the other, before the timeouts are looked at and what waits is sent.
+_PDUS_A_TURN = 64
 _SERVICE_PROVIDER = 2  # PS3.8 table 9-26: who aborts
 
 
@@ -96,6 +98,28 @@ class UpperLayer(DULServiceProvider):
             self.to_user_queue.put(None)
 
     def _read_pdu_data(self) -> None:
+        """Read a PDU, and those behind it that are here already.
+
+        pynetdicom's loop would sleep before each of them, for no time, and let every other thread in between:
+        with twenty peers that send at once a seventh of the throughput.
+        """
+        self._read_one()
+        for _ in range(_PDUS_A_TURN - 1):
+            if not self._more_is_here():
+                return
+            self._read_one()
+
+    def _more_is_here(self) -> bool:
+        """Whether the next PDU can be read before pynetdicom's loop has looked at anything else."""
+        return (
+            self.state_machine.current_state == "Sta6"
+            and cast(Wire, self.socket).holds_more
+            and self.event_queue.empty()
+            and self.to_provider_queue.empty()
+            and not self._kill_thread
+        )
+
+    def _read_one(self) -> None:
         """Read a PDU; P-DATA-TF straight from its buffer, which pynetdicom would copy several times.
 
         Here, and nowhere later, is decided whether what a peer sends can be read: one line in the log, an
