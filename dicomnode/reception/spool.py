@@ -24,7 +24,6 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,11 +41,9 @@ log = logging.getLogger(__name__)
 # Folders below data_dir.
 SPOOL = "spool"
 QUARANTINE = "quarantine"
-# Folder syncs at the same time; the file system makes one flush of them.
-_SYNC_THREADS = 16
 # The kernel sets memory aside in pieces of a write's size, and large pieces are slow to find where memory
 # is scattered: half-megabyte writes took twice the system time of these.
-_WRITE_BYTES = 1 << 16
+_WRITE_BYTES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +111,6 @@ class Spool:
         self._study_of: dict[str, str] = {}
         self._claims = Claims(data_dir) if node else None
         self._part = f".{node}.part" if node else ".part"
-        self._syncs = ThreadPoolExecutor(_SYNC_THREADS, thread_name_prefix="sync-folder")
         self._durable_folders: set[Path] = set()
         self._busy: set[str] = set()
         self._unread_notes: set[Path] = set()
@@ -271,10 +267,6 @@ class Spool:
         """Where `discard` puts a file."""
         return self._quarantine / f"{path.stem}.broken"
 
-    def close(self) -> None:
-        """End the threads that sync folders."""
-        self._syncs.shutdown()
-
     def remove(self, paths: Sequence[str]) -> None:
         """Take files that the ledger has given up off the disk, and folders that are empty then; durably.
 
@@ -316,15 +308,15 @@ class Spool:
     def _write_in_folder(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
         self._make_folder(path.parent)
         # Another node may take up what has its name: then it is durable already.
-        syncs = self._syncs if self._claims is None else None
+        named_last = self._claims is not None
         try:
-            _write(path, parts, self._part, syncs)
+            _write(path, parts, self._part, named_last=named_last)
         except FileNotFoundError:
             # `remove` took the folder, which was empty, after it was looked at; or somebody else did.
             with self._making:
                 self._durable_folders.discard(path.parent)
             self._make_folder(path.parent)
-            _write(path, parts, self._part, syncs)
+            _write(path, parts, self._part, named_last=named_last)
 
     def _make_folder(self, folder: Path) -> None:
         """A study's folder, itself durable before the first object in it is acknowledged."""
@@ -342,27 +334,25 @@ class Spool:
 
 
 def _write(
-    path: Path, parts: Sequence[bytes | memoryview], suffix: str = ".part", syncs: Executor | None = None
+    path: Path, parts: Sequence[bytes | memoryview], suffix: str = ".part", *, named_last: bool = True
 ) -> None:
     """Write a file durably. Raises OSError, and then neither the file nor a part of it is left.
 
-    syncs: where the folder is synced while the file is. Without it the file is whole from the moment
-    it has its name, at the price of a second flush.
+    named_last: the file is whole from the moment it has its name, at the price of a second flush. Otherwise
+    the journal takes the name along with the content, and there is nothing left for the folder's sync to do.
     """
     part = path.with_name(f"{path.name}{suffix}")
     try:
         descriptor = os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
         try:
             _write_all(descriptor, parts)
-            if syncs is None:
+            if named_last:
                 os.fsync(descriptor)
                 part.rename(path)
-                sync_folder(path.parent)
             else:
                 part.rename(path)
-                folder = syncs.submit(sync_folder, path.parent)
                 os.fsync(descriptor)
-                folder.result()
+            sync_folder(path.parent)
         finally:
             os.close(descriptor)
     except OSError:

@@ -59,7 +59,6 @@ class Store:
         self.monotonic = Monotonic()
 
     def close(self) -> None:
-        self.spool.close()
         self.ledger.close()
 
     def receive(self, study: str, number: int, at: float = START) -> Path:
@@ -104,7 +103,6 @@ class Store:
         spool = Spool(self.data_dir, 0)
         Retention(Settings(), self.ledger, spool).recover(LATER + 10)
         Intake(spool, self.ledger).recover(LATER + 10)
-        spool.close()
         return self.ledger.cases()
 
 
