@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from io import BytesIO
 
+from pydicom.config import IGNORE
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom.dimse_primitives import C_STORE
@@ -48,7 +49,10 @@ def c_store_rq(command: bytes) -> C_STORE | None:
         return None
     request = C_STORE()
     request.MessageID = int.from_bytes(values[0x0110], "little")
-    request.AffectedSOPClassUID, request.AffectedSOPInstanceUID = UID(class_uid), UID(instance_uid)
+    # pynetdicom's setters would make each UID twice more, and look at its characters each time.
+    request._affected_sop_class_uid, request._affected_sop_instance_uid = (
+        UID(uid, validation_mode=IGNORE) for uid in (class_uid, instance_uid)
+    )
     request.Priority = int.from_bytes(values.get(0x0700, b"\2\0"), "little")
     request.DataSet = BytesIO()
     return request

@@ -8,6 +8,7 @@ presentation context was agreed upon for: a peer that may only find could move. 
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import time
 from collections.abc import Callable
@@ -280,11 +281,16 @@ def close_data_set(request: C_STORE) -> None:
             request.DataSet.close()
 
 
+@functools.lru_cache(maxsize=1024)
+def _is_storage(abstract_syntax: str) -> bool:
+    return uid_to_service_class(UID(abstract_syntax)) is StorageServiceClass
+
+
 def misplaced(request: Any, context: PresentationContext) -> int | None:
     """The status for a request that its presentation context was not agreed upon for; None when it was."""
     named = getattr(request, "AffectedSOPClassUID", None) or getattr(request, "RequestedSOPClassUID", None)
-    abstract_syntax = UID(context.abstract_syntax or "")
-    is_storage = uid_to_service_class(abstract_syntax) is StorageServiceClass
+    abstract_syntax = str(context.abstract_syntax or "")
+    is_storage = _is_storage(abstract_syntax)
     if not isinstance(request, C_STORE if is_storage else _REQUESTS_OF.get(abstract_syntax, ())):
         return _UNRECOGNIZED_OPERATION
     # Of a C-STORE its service says so, with the status that Storage has for it.

@@ -113,10 +113,11 @@ class UpperLayer(DULServiceProvider):
         """Whether the next PDU can be read before pynetdicom's loop has looked at anything else."""
         return (
             self.state_machine.current_state == "Sta6"
-            and cast(Wire, self.socket).holds_more
+            and not self._kill_thread
             and self.event_queue.empty()
             and self.to_provider_queue.empty()
-            and not self._kill_thread
+            and not cast(DIMSE, self.assoc.dimse).late()
+            and cast(Wire, self.socket).ready
         )
 
     def _read_one(self) -> None:

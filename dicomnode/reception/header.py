@@ -7,6 +7,7 @@ the ledger need to know.
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import re
 import struct
@@ -14,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pydicom.charset import python_encoding
 from pydicom.uid import UID
@@ -79,6 +81,22 @@ class Header:
     """Its Specific Character Set, where that is not one of the Standard's."""
 
 
+class _Syntax(NamedTuple):
+    """What a transfer syntax says of a data set."""
+
+    encoding: Encoding
+    is_deflated: bool
+    is_encapsulated: bool
+
+
+@functools.lru_cache(maxsize=64)
+def _syntax_of(transfer_syntax_uid: str) -> _Syntax:
+    """pydicom looks at the UID's characters each time. Raises ValueError for what is no transfer syntax."""
+    uid = UID(transfer_syntax_uid)
+    encoding = Encoding(implicit=uid.is_implicit_VR, little=uid.is_little_endian)
+    return _Syntax(encoding, uid.is_deflated, uid.is_encapsulated)
+
+
 def is_valid_uid(text: str) -> bool:
     """Digits and dots, 64 characters at most, no empty component."""
     return _UID.fullmatch(text) is not None
@@ -91,13 +109,13 @@ def inspect(data: memoryview, transfer_syntax_uid: str, scratch: Scratch = ANYWH
     Raises Flawed with the first defect.
     """
     with _readable():
-        return _inspected(data, UID(transfer_syntax_uid), scratch)
+        return _inspected(data, _syntax_of(transfer_syntax_uid), scratch)
 
 
-def _inspected(data: memoryview, syntax: UID, scratch: Scratch) -> Header:
+def _inspected(data: memoryview, syntax: _Syntax, scratch: Scratch) -> Header:
     if syntax.is_deflated:
         data = _inflate(data, scratch)
-    encoding = Encoding(implicit=syntax.is_implicit_VR, little=syntax.is_little_endian)
+    encoding = syntax.encoding
     values: dict[int, bytes] = {}
     nested: dict[int, Items] = {}
     pixel_data: Element | None = None
@@ -118,8 +136,8 @@ def _inspected(data: memoryview, syntax: UID, scratch: Scratch) -> Header:
 
 def study_instance_uid(data: memoryview, transfer_syntax_uid: str) -> str:
     """What can be known of a refused object's study; empty when it is not known."""
-    syntax = UID(transfer_syntax_uid)
-    encoding = Encoding(implicit=syntax.is_implicit_VR, little=syntax.is_little_endian)
+    syntax = _syntax_of(transfer_syntax_uid)
+    encoding = syntax.encoding
     with contextlib.suppress(Flawed, zlib.error), _readable():
         if syntax.is_deflated:
             inflated = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
@@ -135,10 +153,10 @@ def study_instance_uid(data: memoryview, transfer_syntax_uid: str) -> str:
 
 def describe(data: memoryview, transfer_syntax_uid: str) -> dict[str, str]:
     """What the index keeps of a data set, by keyword. Raises Flawed when it cannot be read that far."""
-    syntax = UID(transfer_syntax_uid)
+    syntax = _syntax_of(transfer_syntax_uid)
     if syntax.is_deflated:
         data = _inflate(data)
-    encoding = Encoding(syntax.is_implicit_VR, syntax.is_little_endian)
+    encoding = syntax.encoding
     values: dict[int, bytes] = {}
     nested: dict[int, Items] = {}
     with _readable():
