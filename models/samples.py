@@ -24,11 +24,17 @@ if TYPE_CHECKING:
 Array = NDArray[np.floating[Any]]
 
 
+MOST_VOIS = 256
+"""Numbers of VOIs in a sample, and the one that stands for none."""
+
+
 class Sample(NamedTuple):
     """What is learnt from one patient, all (z, y, x) in the units of `models.scaling`.
 
     centres: (n, 3) indices (z, y, x) that a crop may be centred on.
     chances: (n,) of choosing them where there is dose, summed up.
+    vois: number of the VOI that each voxel belongs to, from 1; 0: to none.
+    per_voxel: (MOST_VOIS,) the part of its VOI that a voxel is, by number; 0 for the first.
     """
 
     name: str
@@ -38,31 +44,47 @@ class Sample(NamedTuple):
     truth: Array
     centres: NDArray[np.int32]
     chances: NDArray[np.float64]
+    vois: NDArray[np.uint8]
+    per_voxel: NDArray[np.float32]
 
     @property
     def gb(self) -> float:
         """Memory that it takes."""
-        return sum(a.nbytes for a in (self.spect, self.density, self.dvk, self.truth)) / 1e9
+        return sum(a.nbytes for a in (self.spect, self.density, self.dvk, self.truth, self.vois)) / 1e9
 
 
 class Batch(NamedTuple):
-    """spect, density: (N, S + 10, H, W). dvk, truth, counts: (N, S, H, W); counts: 1 where the loss looks."""
+    """spect, density: (N, S + 10, H, W). dvk, truth, counts, vois: (N, S, H, W).
+
+    counts: 1 where the loss looks. vois, per_voxel (N, MOST_VOIS): as a `Sample`'s.
+    """
 
     spect: Tensor
     density: Tensor
     dvk: Tensor
     truth: Tensor
     counts: Tensor
+    vois: Tensor
+    per_voxel: Tensor
 
 
-def sample(name: str, spect: Array, density: Array, dvk: Array, truth: Array) -> Sample:
+def sample(
+    name: str,
+    spect: Array,
+    density: Array,
+    dvk: Array,
+    truth: Array,
+    vois: Sequence[NDArray[np.bool_]] = (),
+) -> Sample:
     """A patient's maps, checked, and kept in half precision where that holds them.
 
-    name: of the file, for errors. All (z, y, x) in the units of `models.scaling`.
+    name: of the file, for errors. All (z, y, x) in the units of `models.scaling`. vois: masks whose means are
+    learnt too; where two overlap, a voxel belongs to the smaller one.
 
     raises: ModelRejected for maps of different shapes, or with numbers that are not finite.
     """
     maps = {"spect": spect, "density": density, "dvk": dvk, "truth": truth}
+    maps |= {f"mask of VOI {number}": mask for number, mask in enumerate(vois, 1)}
     if len({array.shape for array in maps.values()}) != 1 or spect.ndim != 3:
         shapes = ", ".join(f"{key} {array.shape}" for key, array in maps.items())
         raise ModelRejected(
@@ -84,7 +106,20 @@ def sample(name: str, spect: Array, density: Array, dvk: Array, truth: Array) ->
     chance = np.sqrt(np.maximum(dvk[tuple(coarse.T)].astype(np.float64), 0)) + 1e-6
     chance = np.cumsum(chance / chance.sum())
     kept = [_compact(array) for array in (spect, density, dvk, truth)]
-    return Sample(name, kept[0], kept[1], kept[2], kept[3], coarse, chance)
+    return Sample(name, kept[0], kept[1], kept[2], kept[3], coarse, chance, *_numbered(spect.shape, vois))
+
+
+def _numbered(
+    shape: tuple[int, ...], vois: Sequence[NDArray[np.bool_]]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """`Sample.vois` and `Sample.per_voxel`. Of more masks than there are numbers the smallest are taken."""
+    numbers = np.zeros(shape, np.uint8)
+    kept = sorted(vois, key=np.count_nonzero, reverse=True)[-(MOST_VOIS - 1) :]
+    for number, mask in enumerate(kept, 1):
+        numbers[mask] = number
+    voxels = np.bincount(numbers.ravel(), minlength=MOST_VOIS)
+    voxels[0] = 0
+    return numbers, np.divide(1, voxels, out=np.zeros(MOST_VOIS), where=voxels > 0).astype(np.float32)
 
 
 def _compact(array: Array) -> Array:
@@ -95,17 +130,23 @@ def _compact(array: Array) -> Array:
 def draw(samples: Sequence[Sample], settings: Settings, step: int) -> Batch:
     """The batch of a step: the same for the same samples, seed and step. Negative steps serve validation."""
     rng = np.random.default_rng([settings.seed, abs(step), int(step < 0)])
-    slabs = [_crop(samples[int(rng.integers(len(samples)))], settings, rng) for _ in range(settings.batch)]
-    spect, density, dvk, truth, counts = (
+    drawn, slabs = [], []
+    for _ in range(settings.batch):
+        drawn.append(samples[int(rng.integers(len(samples)))])
+        slabs.append(_crop(drawn[-1], settings, rng))
+    spect, density, dvk, truth, counts, vois = (
         torch.from_numpy(np.stack(arrays).astype(np.float32)) for arrays in zip(*slabs, strict=True)
     )
     jitter = np.exp(settings.activity_jitter * rng.standard_normal((settings.batch, 1, 1, 1)))
     factor = torch.from_numpy(jitter.astype(np.float32))
-    return Batch(spect * factor, density, dvk * factor, truth * factor, counts)
+    per_voxel = torch.from_numpy(np.stack([one.per_voxel for one in drawn]))
+    return Batch(
+        spect * factor, density, dvk * factor, truth * factor, counts, vois.to(torch.uint8), per_voxel
+    )
 
 
 def _crop(of: Sample, settings: Settings, rng: np.random.Generator) -> list[NDArray[Any]]:
-    """spect, density: (S + 10, H, W); dvk, truth, counts: (S, H, W)."""
+    """spect, density: (S + 10, H, W); dvk, truth, counts, vois: (S, H, W)."""
     shape = of.spect.shape
     size = (settings.slab, settings.crop, settings.crop)
     centre = _centre(of, settings, rng)
@@ -120,7 +161,8 @@ def _crop(of: Sample, settings: Settings, rng: np.random.Generator) -> list[NDAr
     reach = np.clip(np.arange(start[0] - REACH, start[0] + size[0] + REACH), 0, shape[0] - 1)
     box = [slice(a, min(a + s, n)) for a, s, n in zip(start[1:], size[1:], shape[1:], strict=True)]
     inward = [_cut(array, reach, box, size) for array in (of.spect, of.density)]
-    outward = [_cut(array, np.clip(planes, 0, shape[0] - 1), box, size) for array in (of.dvk, of.truth)]
+    within = np.clip(planes, 0, shape[0] - 1)
+    dvk, truth, vois = (_cut(array, within, box, size) for array in (of.dvk, of.truth, of.vois))
     counts = inward[1][REACH:-REACH] > AIR_BELOW_MG_PER_CM3
     counts[planes >= shape[0]] = False
     for axis, a, s, n in zip((1, 2), start[1:], size[1:], shape[1:], strict=True):
@@ -130,7 +172,7 @@ def _crop(of: Sample, settings: Settings, rng: np.random.Generator) -> list[NDAr
         if a + s < n:
             along[-settings.margin or s :] = False
     flips = tuple(axis for axis in range(3) if settings.flips and rng.random() < 0.5)
-    return [np.flip(array, flips) for array in (*inward, *outward, counts)]
+    return [np.flip(array, flips) for array in (*inward, dvk, truth, counts, vois)]
 
 
 def _centre(of: Sample, settings: Settings, rng: np.random.Generator) -> list[int]:
@@ -140,7 +182,9 @@ def _centre(of: Sample, settings: Settings, rng: np.random.Generator) -> list[in
     return [int(index) for index in of.centres[place]]
 
 
-def _cut(array: Array, planes: NDArray[np.intp], box: list[slice], size: tuple[int, int, int]) -> Array:
+def _cut(
+    array: NDArray[Any], planes: NDArray[np.intp], box: list[slice], size: tuple[int, int, int]
+) -> NDArray[Any]:
     """Those planes, in that box; zeros, which is air, where the patient's box is smaller than the crop."""
     cut = array[:, box[0], box[1]][planes]
     lack = [(0, s - n) for s, n in zip(size[1:], cut.shape[1:], strict=True)]

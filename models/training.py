@@ -1,15 +1,7 @@
 """Training: settings on top, the loop below, nothing else to look at.
 
-The loss of an estimate e against the truth t, over the voxels of tissue::
-
-    loss = mean [ (e - t)² / c² · (c / (s + c))^p ]
-
-s: DVK's dose rate, smoothed over a centimetre; c: `loss_floor`; p: `loss_exponent`. p = 0 is the mean squared
-error of the paper, which the hottest lesion decides alone; p = 2 is a squared relative error, which the many
-voxels of little dose decide; p = 1 lies between, as a chi-square of counts does. The weight does not look at
-the truth: that is a Monte Carlo's, and a weight that followed its noise would pull the estimate down.
-
-What the paper does not have: slabs of neighbouring slices, whose windows share the extractor's work
+What the paper does not have: a loss that also asks for the means in VOIs (`models.loss`); slabs of
+neighbouring slices, whose windows share the extractor's work
 (`models.slab`); AdamW with a cosine schedule that ends with the budget; a moving average of the weights,
 which is what training returns; BatchNorm that holds still in the last quarter, so that training and inference
 are then the same function; flips; a jitter of the activity, to which dose is proportional.
@@ -36,11 +28,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
-from models import slab
 from models.dblurdosenet import DIVISOR, Network, build
 from models.errors import ModelRejected
+from models.loss import error_loss, loss_of
 from models.samples import Batch, Sample, draw
 
 Array = NDArray[np.floating[Any]]
@@ -62,7 +53,7 @@ class Settings:
     average: decay of the moving average of the weights. hold_norm: part of the training after which BatchNorm
         holds still.
     activity_jitter: standard deviation of the logarithm of a factor common to SPECT, DVK and truth.
-    loss_exponent, loss_floor: p and c of the module's docstring; c in the network's unit of dose.
+    loss_exponent, loss_floor, voi_weight: p, c and w of `models.loss`; c in the network's unit of dose.
     started_from: name and sha256 of the weights that this training began with; empty: it began with none.
     precision: of the convolutions; ``auto`` is bf16 where the device computes with it, else fp32.
     log_every, validate_every: steps. validation_crops: of each patient.
@@ -90,6 +81,7 @@ class Settings:
     hold_norm: float = 0.75
     loss_exponent: float = 1.0
     loss_floor: float = 100.0
+    voi_weight: float = 0.1
     started_from: str = ""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     log_every: int = 20
@@ -405,24 +397,6 @@ def rate(settings: Settings, progress: float) -> float:
     return settings.learning_rate * 0.5 * (1 + float(np.cos(np.pi * min(part, 1.0))))
 
 
-def loss_of(network: Network, batch: Batch, settings: Settings, precision: torch.dtype) -> Tensor:
-    """The loss of a batch, a scalar.
-
-    Not clamped at zero as the published output is: what falls below would learn nothing.
-    """
-    with torch.autocast(batch.spect.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-        correction = slab.residual(network, batch.spect, batch.density).float()
-    estimate = correction + batch.dvk if network.residual else correction
-    return _weighted(estimate - batch.truth, batch, settings)
-
-
-def _weighted(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
-    floor = settings.loss_floor
-    near = F.avg_pool3d(batch.dvk[:, None], (3, 5, 5), 1, (1, 2, 2), count_include_pad=False)[:, 0]
-    weight = batch.counts * (floor / (near + floor)) ** settings.loss_exponent
-    return ((error / floor) ** 2 * weight).sum() / batch.counts.sum().clamp(min=1)
-
-
 @torch.no_grad()
 def validate(
     network: Network,
@@ -440,7 +414,7 @@ def validate(
         one = samples[number % len(samples)]
         batch = _on(draw([one], plain, -1 - number), device)
         own.append(loss_of(network, batch, settings, precision).item())
-        dvk.append(_weighted(batch.dvk - batch.truth, batch, settings).item())
+        dvk.append(error_loss(batch.dvk - batch.truth, batch, settings).item())
     return float(np.mean(own)), float(np.mean(dvk))
 
 

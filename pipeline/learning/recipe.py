@@ -39,6 +39,7 @@ from pipeline.errors import InputRejected
 from pipeline.learning import generate as generating
 from pipeline.learning.example import Example, described, load
 from pipeline.learning.scene import Patient, Split, given_scene
+from pipeline.learning.vois import judged_vois
 from pipeline.simulate.camera import SpectCamera
 
 if TYPE_CHECKING:
@@ -367,6 +368,7 @@ def sample_of(example: Example, path: Path, in_plane: int = 1) -> Sample:
         density_input(_merged(example.density, in_plane)),
         dose_target(_merged(example.dvk, in_plane), example.total_mbq),
         dose_target(_merged(example.truth, in_plane), example.total_mbq),
+        [_merged(mask.astype(np.float32), in_plane) >= 0.5 for mask in judged_vois(example.vois).values()],
     )
 
 

@@ -12,7 +12,8 @@ from scipy.ndimage import gaussian_filter
 from models import training
 from models.dblurdosenet import REACH
 from models.errors import ModelRejected
-from models.samples import Batch, Sample, draw, sample
+from models.loss import HUBER, error_loss, loss_of
+from models.samples import MOST_VOIS, Batch, Sample, draw, sample
 from models.training import Settings, fresh, train
 
 SHAPE = (14, 40, 36)
@@ -41,6 +42,10 @@ def made(name: str = "a.npz", seed: int = 0, shape: tuple[int, int, int] = SHAPE
     density[:, :3] = density[:, -3:] = 1.2
     dvk = gaussian_filter(spots, 1.5) + 20
     return sample(name, dvk * 1.1, density, dvk, spots + 20)
+
+
+def no_vois(maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.zeros(maps.shape, dtype=torch.uint8), torch.zeros(len(maps), MOST_VOIS)
 
 
 def weights(of: training.Trained) -> list[torch.Tensor]:
@@ -208,9 +213,9 @@ def test_the_loss_is_the_papers_where_the_exponent_is_zero() -> None:
     maps = [torch.from_numpy(rng.random((1, 4, 32, 32)).astype(np.float32)) * 500 for _ in range(2)]
     counts = torch.ones(1, 4, 32, 32)
     counts[:, :, :5] = 0
-    batch = Batch(maps[0], maps[0], maps[0], maps[1], counts)
+    batch = Batch(maps[0], maps[0], maps[0], maps[1], counts, *no_vois(counts))
     error = maps[0] - maps[1]
-    plain = training._weighted(error, batch, replace(SMALL, loss_exponent=0.0, loss_floor=10.0))
+    plain = error_loss(error, batch, replace(SMALL, loss_exponent=0.0, loss_floor=10.0))
     assert plain.item() == pytest.approx((error[:, :, 5:] ** 2).mean().item() / 100, rel=1e-5)
 
 
@@ -219,22 +224,56 @@ def test_with_exponent_two_errors_count_relative_to_the_dose() -> None:
     losses = []
     for dose in (10.0, 1000.0):
         dvk = torch.full((1, 4, 32, 32), dose)
-        batch = Batch(dvk, dvk, dvk, dvk, torch.ones_like(dvk))
-        losses.append(training._weighted(0.1 * dvk, batch, settings).item())
+        batch = Batch(dvk, dvk, dvk, dvk, torch.ones_like(dvk), *no_vois(dvk))
+        losses.append(error_loss(0.1 * dvk, batch, settings).item())
     assert losses == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+def test_a_voi_counts_by_mean_and_nrmse_and_by_the_part_of_it_that_is_there() -> None:
+    settings = replace(SMALL, voi_weight=1.0, loss_floor=1e9)  # the voxels by themselves count for nothing
+    truth = torch.full((1, 4, 32, 32), 500.0)
+    vois = torch.zeros(truth.shape, dtype=torch.uint8)
+    vois[:, :, :16] = 3
+    per_voxel = torch.zeros(1, MOST_VOIS)
+    per_voxel[0, 3] = 1 / (2 * 4 * 16 * 32)  # half of it lies elsewhere
+    batch = Batch(truth, truth, truth, truth, torch.ones_like(truth), vois, per_voxel)
+    error = torch.zeros_like(truth)
+    # Too high in one part and too low in the other is no error of the mean.
+    error[:, :, :8], error[:, :, 8:16], error[:, :, 16:] = 50.0, -50.0, 400.0
+    assert error_loss(error, batch, settings).item() == pytest.approx(0.5 * 0.1**2, rel=1e-4)
+    error[:, :, :16] = -0.2 * 500
+    whole = 0.2 - HUBER / 2 + 0.2**2
+    assert error_loss(error, batch, settings).item() == pytest.approx(0.5 * whole, rel=1e-4)
+    batch.counts[:, :, :8] = 0  # what does not count is not there
+    assert error_loss(error, batch, settings).item() == pytest.approx(0.25 * whole, rel=1e-4)
+
+
+def test_of_vois_that_overlap_the_smaller_has_the_voxels() -> None:
+    large, small = np.zeros(SHAPE, bool), np.zeros(SHAPE, bool)
+    large[2:10, 5:30, 5:30] = True
+    small[4:6, 10:14, 10:14] = True
+    for order in ((large, small), (small, large)):
+        one = sample("v.npz", *(np.full(SHAPE, 1000, np.float32),) * 4, order)
+        assert one.vois[5, 12, 12] == 2
+        assert one.vois[3, 12, 12] == 1
+        assert one.per_voxel[2] == pytest.approx(1 / small.sum())
+        assert one.per_voxel[1] == pytest.approx(1 / (large.sum() - small.sum()))
+        assert one.per_voxel[0] == 0
 
 
 def numbered(shape: tuple[int, int, int] = SHAPE) -> Sample:
     """Maps that say of every voxel which it is: spect z, dvk y, truth x."""
     z, y, x = (np.asarray(a, np.float32) for a in np.indices(shape))
-    return sample("n.npz", z, np.full(shape, 1000, np.float32), y, x)
+    halves = [y <= 20, y > 20]
+    return sample("n.npz", z, np.full(shape, 1000, np.float32), y, x, halves)
 
 
 def test_the_maps_of_a_crop_belong_together_however_it_is_flipped() -> None:
     flipped = set()
     for step in range(12):
         batch = draw([numbered()], replace(SMALL, activity_jitter=0.0), step)
-        spect, _, dvk, truth, counts = (tensor[0].numpy() for tensor in batch)
+        spect, _, dvk, truth, counts, vois, _ = (tensor[0].numpy() for tensor in batch)
+        assert np.array_equal(vois, 1 + (dvk > 20))
         z = spect[REACH:-REACH, 0, 0]
         assert set(np.abs(np.diff(z))) == {1.0}
         assert np.all(spect[REACH:-REACH] == z[:, None, None])
@@ -280,5 +319,5 @@ def test_bf16_and_fp32_lose_alike() -> None:
     batch, network = draw([made()], SMALL, 0), small_network().eval()
     for parameter in training.last_layer(network).parameters():
         torch.nn.init.constant_(parameter, 1.0)
-    losses = [training.loss_of(network, batch, SMALL, p).item() for p in (torch.float32, torch.bfloat16)]
+    losses = [loss_of(network, batch, SMALL, p).item() for p in (torch.float32, torch.bfloat16)]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
