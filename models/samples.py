@@ -83,7 +83,7 @@ def sample(
 
     raises: ModelRejected for maps of different shapes, or with numbers that are not finite.
     """
-    maps = {"spect": spect, "density": density, "dvk": dvk, "truth": truth}
+    maps: dict[str, NDArray[Any]] = {"spect": spect, "density": density, "dvk": dvk, "truth": truth}
     maps |= {f"mask of VOI {number}": mask for number, mask in enumerate(vois, 1)}
     if len({array.shape for array in maps.values()}) != 1 or spect.ndim != 3:
         shapes = ", ".join(f"{key} {array.shape}" for key, array in maps.items())
