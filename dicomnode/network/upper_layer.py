@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 # PS3.8 table 9-8: PDUs that end the association.
 _ENDS = {"Evt12": "it released the association", "Evt16": "it aborted the association"}
-# Read one after the other, before the timeouts are looked at and what waits is sent.
+# Read one after the other before pynetdicom's loop looks at its timers.
 _PDUS_A_TURN = 64
 _SERVICE_PROVIDER = 2  # PS3.8 table 9-26: who aborts
 
@@ -98,19 +98,19 @@ class UpperLayer(DULServiceProvider):
             self.to_user_queue.put(None)
 
     def _read_pdu_data(self) -> None:
-        """Read a PDU, and those behind it that are here already.
+        """Read a PDU, and those that follow while there is nothing else to do.
 
         pynetdicom's loop would sleep before each of them, for no time, and let every other thread in between:
-        with twenty peers that send at once a seventh of the throughput.
+        with twenty peers that send at once a sixth of the throughput.
         """
         self._read_one()
         for _ in range(_PDUS_A_TURN - 1):
-            if not self._more_is_here():
+            if not self._follows():
                 return
             self._read_one()
 
-    def _more_is_here(self) -> bool:
-        """Whether the next PDU can be read before pynetdicom's loop has looked at anything else."""
+    def _follows(self) -> bool:
+        """Whether another PDU has come or comes within `IDLE_S`, and pynetdicom's loop has nothing to do."""
         return (
             self.state_machine.current_state == "Sta6"
             and not self._kill_thread

@@ -93,11 +93,6 @@ class Wire(AssociationSocket):
             self.event_queue.put(CONNECTION_CLOSED)
             return False
 
-    @property
-    def holds_more(self) -> bool:
-        """Whether something of the next PDU has been read already."""
-        return self._start < self._end
-
     def recv_pdu(self) -> memoryview:
         """The next PDU, valid until the next call. Raises Invalid, or OSError: without words at its end."""
         if not self._fill(PDU_HEADER_BYTES):
