@@ -195,6 +195,7 @@ def retention(
     stage = Retention(settings.retention, ledger, spool)
     now = time.time()
     out.print(removal_list(stage.plan(now) if dry_run else stage.remove_due(now), dry_run=dry_run))
+    spool.close()
     lock.release()
 
 

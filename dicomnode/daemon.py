@@ -199,6 +199,7 @@ class Daemon:
         self._computer.stop()
         self._executor.shutdown(cancel_futures=True)
         self.intake.flush(self._clock())
+        self._spool.close()
         self.ledger.close()
         self._lock.release()
         self._audit.stopped()

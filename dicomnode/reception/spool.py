@@ -6,7 +6,9 @@
     data_dir/quarantine/<SHA-256>.dcm and .json                refused objects and why
 
 An object is written as `.part`, renamed, and then the file and its folder are synced side by side:
-where a flush of the disk's cache is slow, that takes one and not two. Only then is it acknowledged.
+where a flush of the disk's cache is slow, that takes one and not two. While many objects come at once they
+are synced one after the other: the disk is then busy anyway, and each change of thread costs more than it
+spares. Only then is it acknowledged.
 What a power cut may leave of an object that was not acknowledged yet is told by the checksum in the
 preamble, and never used. The file meta information is built here and the data set's bytes follow as
 they came.
@@ -24,6 +26,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +44,8 @@ log = logging.getLogger(__name__)
 # Folders below data_dir.
 SPOOL = "spool"
 QUARANTINE = "quarantine"
+# Objects at once whose folder is synced beside the file, in another thread.
+_SIDE_BY_SIDE = 4
 # The kernel sets memory aside in pieces of a write's size, and large pieces are slow to find where memory
 # is scattered: half-megabyte writes took twice the system time of these.
 _WRITE_BYTES = 1 << 17
@@ -111,6 +116,7 @@ class Spool:
         self._study_of: dict[str, str] = {}
         self._claims = Claims(data_dir) if node else None
         self._part = f".{node}.part" if node else ".part"
+        self._syncs = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="sync-folder")
         self._durable_folders: set[Path] = set()
         self._busy: set[str] = set()
         self._unread_notes: set[Path] = set()
@@ -267,6 +273,10 @@ class Spool:
         """Where `discard` puts a file."""
         return self._quarantine / f"{path.stem}.broken"
 
+    def close(self) -> None:
+        """End the threads that sync folders."""
+        self._syncs.shutdown()
+
     def remove(self, paths: Sequence[str]) -> None:
         """Take files that the ledger has given up off the disk, and folders that are empty then; durably.
 
@@ -308,15 +318,25 @@ class Spool:
     def _write_in_folder(self, path: Path, parts: Sequence[bytes | memoryview]) -> None:
         self._make_folder(path.parent)
         # Another node may take up what has its name: then it is durable already.
-        named_last = self._claims is not None
+        sync = self._sync if self._claims is None else None
         try:
-            _write(path, parts, self._part, named_last=named_last)
+            _write(path, parts, self._part, sync)
         except FileNotFoundError:
             # `remove` took the folder, which was empty, after it was looked at; or somebody else did.
             with self._making:
                 self._durable_folders.discard(path.parent)
             self._make_folder(path.parent)
-            _write(path, parts, self._part, named_last=named_last)
+            _write(path, parts, self._part, sync)
+
+    def _sync(self, descriptor: int, folder: Path) -> None:
+        """A file that has its name, and its folder."""
+        if len(self._busy) > _SIDE_BY_SIDE:
+            os.fsync(descriptor)
+            sync_folder(folder)
+            return
+        beside = self._syncs.submit(sync_folder, folder)
+        os.fsync(descriptor)
+        beside.result()
 
     def _make_folder(self, folder: Path) -> None:
         """A study's folder, itself durable before the first object in it is acknowledged."""
@@ -334,25 +354,28 @@ class Spool:
 
 
 def _write(
-    path: Path, parts: Sequence[bytes | memoryview], suffix: str = ".part", *, named_last: bool = True
+    path: Path,
+    parts: Sequence[bytes | memoryview],
+    suffix: str = ".part",
+    sync: Callable[[int, Path], None] | None = None,
 ) -> None:
     """Write a file durably. Raises OSError, and then neither the file nor a part of it is left.
 
-    named_last: the file is whole from the moment it has its name, at the price of a second flush. Otherwise
-    the journal takes the name along with the content, and there is nothing left for the folder's sync to do.
+    sync: given the file's descriptor and its folder, when it has its name. Without it the file is whole from
+    the moment it has its name, at the price of a second flush.
     """
     part = path.with_name(f"{path.name}{suffix}")
     try:
         descriptor = os.open(part, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
         try:
             _write_all(descriptor, parts)
-            if named_last:
+            if sync is None:
                 os.fsync(descriptor)
                 part.rename(path)
+                sync_folder(path.parent)
             else:
                 part.rename(path)
-                os.fsync(descriptor)
-            sync_folder(path.parent)
+                sync(descriptor, path.parent)
         finally:
             os.close(descriptor)
     except OSError:

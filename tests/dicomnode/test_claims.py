@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Iterator
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
@@ -33,9 +34,12 @@ def spool_of(folder: Path, node: str) -> Spool:
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> tuple[Spool, Spool]:
+def two(tmp_path: Path) -> Iterator[tuple[Spool, Spool]]:
     """The spools of two nodes."""
-    return spool_of(tmp_path, "a"), spool_of(tmp_path, "b")
+    spools = spool_of(tmp_path, "a"), spool_of(tmp_path, "b")
+    yield spools
+    for spool in spools:
+        spool.close()
 
 
 # ── objects ──────────────────────────────────────────────────────────────────────────────────────
@@ -72,6 +76,7 @@ def store_if_new(folder: str, node: str, start: Barrier, stored: str) -> None:
                 spool.store("1.2", origin(uid), DATA)
                 with Path(stored).open("a") as file:
                     file.write(f"{uid}\n")
+    spool.close()
 
 
 def test_two_processes_that_get_the_same_objects_at_once_store_each_once(tmp_path: Path) -> None:
@@ -123,6 +128,7 @@ def test_one_thread_may_hold_many_objects_though_they_fall_on_the_same_lock(tmp_
     spool = spool_of(tmp_path, "a")
     with spool.claim_all(f"1.2.3.{n}" for n in range(3000)):
         pass
+    spool.close()
 
 
 def test_what_lay_there_before_the_node_had_a_name_is_known(tmp_path: Path) -> None:
@@ -137,6 +143,8 @@ def test_what_lay_there_before_the_node_had_a_name_is_known(tmp_path: Path) -> N
     path, _ = alone.store("1.2", origin("1.2.4"), DATA)
     a.scan()
     assert b.find("1.9", "1.2.4") == path
+    for spool in (alone, a, b):
+        spool.close()
 
 
 # ── what was half written ────────────────────────────────────────────────────────────────────────
@@ -166,6 +174,8 @@ def test_what_a_killed_node_acknowledged_is_registered_by_another(tmp_path: Path
     assert [i.sop_instance_uid for i in ledger.instances(case_id)] == [dataset.SOPInstanceUID]
     assert (half.exists(), mine.exists()) == (False, True)
     ledger.close()
+    for spool in (a, b):
+        spool.close()
 
 
 # ── who runs ─────────────────────────────────────────────────────────────────────────────────────

@@ -215,6 +215,7 @@ def judge(life: Life, cut: Cut) -> list[str]:
         Intake(spool, ledger).recover(2e6)
         return [*_received(life, cut, ledger), *_computed(life, cut, ledger), *_half(data_dir)]
     finally:
+        spool.close()
         ledger.close()
 
 

@@ -60,6 +60,7 @@ def test_what_is_received_is_the_service_accounts_alone(tmp_path: Path) -> None:
     spool.store(str(ds.StudyInstanceUID), origin, data)
     note = Note("NO_PIXEL_DATA", "r", 0xA902, "CAMERA", 0.0, "1.2", "1.3", "1.4", EXPLICIT, "", "")
     spool.set_aside(note, origin, data)
+    spool.close()
     lock.release()
     assert modes(data_dir) == {(True, FOLDER_MODE), (False, FILE_MODE)}
     assert data_dir.stat().st_mode & 0o777 == FOLDER_MODE

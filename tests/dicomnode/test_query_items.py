@@ -224,6 +224,7 @@ def on_disk(data_dir: Path, ledger: Ledger, *datasets: Dataset) -> None:
         path, size = spool.store(str(dataset.StudyInstanceUID), origin, data)
         header = inspect(data, ExplicitVRLittleEndian)
         ledger.add_instances([instance_of(header, origin, spool.relative(path), size, NOW)], NOW)
+    spool.close()
 
 
 def outdated(ledger: Ledger) -> None:

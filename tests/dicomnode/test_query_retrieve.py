@@ -59,6 +59,7 @@ def spooled(data_dir: Path, dataset: Dataset, syntax: str = ExplicitVRLittleEndi
     header = inspect(data, syntax)
     origin = Origin(dataset.SOPClassUID, dataset.SOPInstanceUID, syntax, "SCANNER")
     path, size = spool.store(header.study_instance_uid, origin, data)
+    spool.close()
     return instance_of(header, origin, spool.relative(path), size, NOW)
 
 

@@ -59,6 +59,7 @@ class Store:
         self.monotonic = Monotonic()
 
     def close(self) -> None:
+        self.spool.close()
         self.ledger.close()
 
     def receive(self, study: str, number: int, at: float = START) -> Path:
@@ -103,6 +104,7 @@ class Store:
         spool = Spool(self.data_dir, 0)
         Retention(Settings(), self.ledger, spool).recover(LATER + 10)
         Intake(spool, self.ledger).recover(LATER + 10)
+        spool.close()
         return self.ledger.cases()
 
 

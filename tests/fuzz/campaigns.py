@@ -224,11 +224,14 @@ def check_spool(folder: Path, content: bytes) -> None:
     origin = Origin(CTImageStorage, uid, syntax, "FUZZER")
     with _no_crash_and_no_hang():
         spool = Spool(data_dir, 0)
-        with contextlib.suppress(ValueError, Flawed):
-            path, _ = spool.store(study, origin, data)
-            split_file(memoryview(path.read_bytes()))
-        note = Note("UNREADABLE", "fuzz", 0xC000, "FUZZER", 0.0, "", uid, study, syntax, "", "")
-        spool.set_aside(note, origin, data)
+        try:
+            with contextlib.suppress(ValueError, Flawed):
+                path, _ = spool.store(study, origin, data)
+                split_file(memoryview(path.read_bytes()))
+            note = Note("UNREADABLE", "fuzz", 0xC000, "FUZZER", 0.0, "", uid, study, syntax, "", "")
+            spool.set_aside(note, origin, data)
+        finally:
+            spool.close()
     beside = [path for path in folder.iterdir() if path.name not in ("around", *_LEDGER)]
     beside += [path for path in (folder / "around").iterdir() if path.name != "data"]
     if beside:
