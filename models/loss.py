@@ -10,12 +10,12 @@ decides alone; p = 2 is a squared relative error, which the many voxels of littl
 between, as a chi-square of counts does. The weight does not look at the truth: that is a Monte Carlo's, and a
 weight that followed its noise would pull the estimate down.
 
-w: `voi_weight`; part: how much of the VOI lies in the crop; mean error and NRMSE: of the VOI, as they are
-judged (`pipeline.learning.metrics`). The least squares of voxels alone give every voxel the mean of what it
-may be: where an edge may lie here or there the edge stays soft, and what stands inside a lesion's outline is
-too low in every lesion. A physicist reads the mean in the outline; so that is asked for too. And there a
-small or faint lesion counts as much as a large or hot one. Both are relative to the VOI's true mean, which is
-known to half a per cent, whatever the noise of the label's voxels.
+w: `voi_weight`; part: how much of the VOI lies in the crop; mean error and NRMSE are those of that part,
+relative to its true mean. The least squares of voxels alone give every voxel the mean of what it may be:
+where an edge may lie here or there the edge stays soft, and what stands inside a lesion's outline is too low
+in every lesion. A physicist reads the mean in the outline; so that is asked for too. And there a small or
+faint lesion counts as much as a large or hot one. The mean of a whole VOI is known to half a per cent; that
+of a few of its voxels is not, and counts as little as they are few.
 """
 
 from __future__ import annotations

@@ -83,10 +83,11 @@ def sample(
 
     raises: ModelRejected for maps of different shapes, or with numbers that are not finite.
     """
-    maps: dict[str, NDArray[Any]] = {"spect": spect, "density": density, "dvk": dvk, "truth": truth}
-    maps |= {f"mask of VOI {number}": mask for number, mask in enumerate(vois, 1)}
-    if len({array.shape for array in maps.values()}) != 1 or spect.ndim != 3:
-        shapes = ", ".join(f"{key} {array.shape}" for key, array in maps.items())
+    maps = {"spect": spect, "density": density, "dvk": dvk, "truth": truth}
+    masks = {f"mask of VOI {number}": mask for number, mask in enumerate(vois, 1)}
+    all_shapes = {key: array.shape for key, array in (maps | masks).items()}
+    if len(set(all_shapes.values())) != 1 or spect.ndim != 3:
+        shapes = ", ".join(f"{key} {shape}" for key, shape in all_shapes.items())
         raise ModelRejected(
             f"the maps of {name} differ in shape: {shapes}", "Make the example again, or remove it"
         )
@@ -134,14 +135,13 @@ def draw(samples: Sequence[Sample], settings: Settings, step: int) -> Batch:
     for _ in range(settings.batch):
         drawn.append(samples[int(rng.integers(len(samples)))])
         slabs.append(_crop(drawn[-1], settings, rng))
-    spect, density, dvk, truth, counts, vois = (
-        torch.from_numpy(np.stack(arrays).astype(np.float32)) for arrays in zip(*slabs, strict=True)
-    )
+    *maps, vois = (np.stack(arrays) for arrays in zip(*slabs, strict=True))
+    spect, density, dvk, truth, counts = (torch.from_numpy(one.astype(np.float32)) for one in maps)
     jitter = np.exp(settings.activity_jitter * rng.standard_normal((settings.batch, 1, 1, 1)))
     factor = torch.from_numpy(jitter.astype(np.float32))
     per_voxel = torch.from_numpy(np.stack([one.per_voxel for one in drawn]))
     return Batch(
-        spect * factor, density, dvk * factor, truth * factor, counts, vois.to(torch.uint8), per_voxel
+        spect * factor, density, dvk * factor, truth * factor, counts, torch.from_numpy(vois), per_voxel
     )
 
 

@@ -49,7 +49,7 @@ def c_store_rq(command: bytes) -> C_STORE | None:
         return None
     request = C_STORE()
     request.MessageID = int.from_bytes(values[0x0110], "little")
-    # pynetdicom's setters would make each UID twice more, and look at its characters each time.
+    # pynetdicom's setters would make each UID once more and look at its characters twice; `_UID` has.
     request._affected_sop_class_uid, request._affected_sop_instance_uid = (
         UID(uid, validation_mode=IGNORE) for uid in (class_uid, instance_uid)
     )

@@ -52,8 +52,6 @@ MAX_OTHER_MESSAGE_BYTES = 1 << 25
 MAX_COMMAND_SET_BYTES = 1 << 16
 # There is no asynchronous operations window: a peer waits for its answers. C-CANCEL does not count here.
 MAX_WAITING_MESSAGES = 32
-# Of one request; more of them are forgotten.
-MAX_CANCELS = 10
 # PS3.7 Annex C.
 _SOP_CLASS_NOT_SUPPORTED = 0x0122
 _UNRECOGNIZED_OPERATION = 0x0211
@@ -142,6 +140,8 @@ class DIMSE(DIMSEServiceProvider):
         self._other_bytes = self._command_bytes = 0
         self._begun_s: float | None = None
         self._last_s = 0.0
+        # Message IDs of the queries and retrievals that have come and are not answered to the end.
+        self._cancellable: set[int | None] = set()
 
     def late(self) -> str:
         """Why a message that has begun is given up; empty while it has time, or when there is none."""
@@ -217,10 +217,20 @@ class DIMSE(DIMSEServiceProvider):
             return
         message, self.message = self.message, None
         request = message.message_to_primitive()
-        if not isinstance(request, C_CANCEL):
-            self.msg_queue.put((cast(int, message.context_id), request))
-        elif len(self.cancel_req) < MAX_CANCELS:
-            self.cancel_req[cast(int, request.MessageIDBeingRespondedTo)] = request
+        if isinstance(request, C_CANCEL):
+            # Of what waits or is served; for any other it comes too late.
+            if request.MessageIDBeingRespondedTo in self._cancellable:
+                self.cancel_req[cast(int, request.MessageIDBeingRespondedTo)] = request
+            return
+        if isinstance(request, C_FIND | C_GET | C_MOVE):
+            self._cancellable.add(request.MessageID)
+        self.msg_queue.put((cast(int, message.context_id), request))
+
+    def served(self, request: Any) -> None:
+        """Forget whether it was cancelled: the next request may have its Message ID."""
+        if (message_id := getattr(request, "MessageID", None)) is not None:
+            self._cancellable.discard(message_id)
+            self.cancel_req.pop(message_id, None)
 
     def _take(self, context_id: int, fragment: bytes) -> bool:
         """Part of a C-STORE request. returns: False when it is not."""
@@ -283,6 +293,7 @@ def close_data_set(request: C_STORE) -> None:
 
 @functools.lru_cache(maxsize=1024)
 def _is_storage(abstract_syntax: str) -> bool:
+    # pynetdicom looks through its tables of classes for each request.
     return uid_to_service_class(UID(abstract_syntax)) is StorageServiceClass
 
 

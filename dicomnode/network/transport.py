@@ -136,6 +136,7 @@ class AcceptedAssociation(Association):
         try:
             self._serve_in_turn(msg, context_id)
         finally:
+            self.dimse.served(msg)
             self.turn.release()
 
     def _serve_in_turn(self, msg: Any, context_id: int) -> None:
@@ -173,7 +174,6 @@ class AcceptedAssociation(Association):
         pynetdicom would take apart and put together every object and every match.
         """
         event = {C_FIND: evt.EVT_C_FIND, C_GET: evt.EVT_C_GET, C_MOVE: evt.EVT_C_MOVE}[type(request)]
-        self.dimse.cancel_req = {}
         attributes = {
             "request": request,
             "context": context.as_tuple,

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 # PS3.8 table 9-8: PDUs that end the association.
 _ENDS = {"Evt12": "it released the association", "Evt16": "it aborted the association"}
-# Read one after the other before pynetdicom's loop looks at its timers.
+# Read one after the other before pynetdicom's loop has its turn.
 _PDUS_A_TURN = 64
 _SERVICE_PROVIDER = 2  # PS3.8 table 9-26: who aborts
 
@@ -107,6 +107,7 @@ class UpperLayer(DULServiceProvider):
         for _ in range(_PDUS_A_TURN - 1):
             if not self._follows():
                 return
+            self._idle_timer.restart()  # the association's thread looks at it meanwhile
             self._read_one()
 
     def _follows(self) -> bool:

@@ -47,7 +47,8 @@ QUARANTINE = "quarantine"
 # Objects at once whose folder is synced beside the file, in another thread.
 _SIDE_BY_SIDE = 4
 # The kernel sets memory aside in pieces of a write's size, and large pieces are slow to find where memory
-# is scattered: half-megabyte writes took twice the system time of these.
+# is scattered: half-megabyte writes took up to twice the system time of these. Each write lets other threads
+# in between: halves of these took longer with twenty peers at once.
 _WRITE_BYTES = 1 << 17
 
 
@@ -117,6 +118,7 @@ class Spool:
         self._claims = Claims(data_dir) if node else None
         self._part = f".{node}.part" if node else ".part"
         self._syncs = ThreadPoolExecutor(_SIDE_BY_SIDE, thread_name_prefix="sync-folder")
+        self._beside = threading.BoundedSemaphore(_SIDE_BY_SIDE)
         self._durable_folders: set[Path] = set()
         self._busy: set[str] = set()
         self._unread_notes: set[Path] = set()
@@ -330,13 +332,16 @@ class Spool:
 
     def _sync(self, descriptor: int, folder: Path) -> None:
         """A file that has its name, and its folder."""
-        if len(self._busy) > _SIDE_BY_SIDE:
+        if not self._beside.acquire(blocking=False):
             os.fsync(descriptor)
             sync_folder(folder)
             return
-        beside = self._syncs.submit(sync_folder, folder)
-        os.fsync(descriptor)
-        beside.result()
+        try:
+            beside = self._syncs.submit(sync_folder, folder)
+            os.fsync(descriptor)
+            beside.result()
+        finally:
+            self._beside.release()
 
     def _make_folder(self, folder: Path) -> None:
         """A study's folder, itself durable before the first object in it is acknowledged."""

@@ -17,6 +17,7 @@ from dicomnode.attributes import Level, Question
 from dicomnode.config import Peer
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.network.messages import DIMSE
+from dicomnode.network.transport import AcceptedAssociation
 from dicomnode.query.find import extended_answer
 from tests.dicomnode.querier import (
     NODE_AE,
@@ -279,6 +280,43 @@ def test_a_cancelled_query_ends_with_cancel(tmp_path: Path, monkeypatch: pytest.
     assert cancels
     assert answers[-1] == 0xFE00
     assert len(answers) <= 201
+
+
+def test_a_query_that_is_cancelled_before_it_is_served_ends_with_cancel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A peer may send the C-CANCEL right behind the request."""
+    arrived, leave = threading.Event(), AcceptedAssociation._leave
+
+    def late(self: AcceptedAssociation, *of_request: Any) -> None:
+        assert arrived.wait(20)
+        leave(self, *of_request)
+
+    monkeypatch.setattr(AcceptedAssociation, "_leave", late)
+    with answering_node(tmp_path, [described(f"2.{n}", 1, PatientID=str(n)) for n in range(3)]) as node:
+        heard_cancels(monkeypatch, arrived)
+        with associated(node.port, STUDY_ROOT) as assoc:
+            assert asked_of(assoc, cancel_at_once=True) == [0xFE00]
+            # Another request with the same Message ID is another request.
+            assert asked_of(assoc) == [0xFF00, 0xFF00, 0xFF00, 0x0000]
+
+
+def test_a_cancel_that_comes_after_the_last_answer_cancels_nothing(tmp_path: Path) -> None:
+    with (
+        answering_node(tmp_path, [described("2.1", 1)]) as node,
+        associated(node.port, STUDY_ROOT) as assoc,
+    ):
+        for _ in range(3):
+            assert asked_of(assoc) == [0xFF00, 0x0000]
+            assoc.send_c_cancel(7, query_model=UID(STUDY_ROOT))
+
+
+def asked_of(assoc: Association, *, cancel_at_once: bool = False) -> list[int]:
+    """Statuses of a query with Message ID 7."""
+    responses = assoc.send_c_find(asking("STUDY", "StudyInstanceUID"), UID(STUDY_ROOT), msg_id=7)
+    if cancel_at_once:
+        assoc.send_c_cancel(7, query_model=UID(STUDY_ROOT))
+    return statuses(list(responses))
 
 
 def heard_cancels(monkeypatch: pytest.MonkeyPatch, arrived: threading.Event) -> list[bool]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom.sop_class import Verification
+from pynetdicom.timer import Timer
 
 from dicomnode.network import outgoing, upper_layer
 from dicomnode.network.command_set import c_store_rq
@@ -99,3 +100,16 @@ def test_no_answer_waits_for_the_threads_to_look_up(tmp_path: Path, monkeypatch:
         assert assoc.send_c_echo().Status == 0
         assoc.release()
         assert assoc.is_released
+
+
+def test_a_peer_that_never_pauses_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timer that the association's thread looks at begins anew with every PDU, not with every turn."""
+    layer = object.__new__(upper_layer.UpperLayer)
+    layer._idle_timer = Timer(60)
+    told: list[str] = []
+    more = iter([True] * 5 + [False])
+    monkeypatch.setattr(layer, "_read_one", lambda: told.append("PDU"))
+    monkeypatch.setattr(layer, "_follows", lambda: next(more))
+    monkeypatch.setattr(layer._idle_timer, "restart", lambda: told.append("timer"))
+    layer._read_pdu_data()
+    assert told == ["PDU", *["timer", "PDU"] * 5]
