@@ -55,6 +55,9 @@ class Settings:
     activity_jitter: standard deviation of the logarithm of a factor common to SPECT, DVK and truth.
     loss_exponent, loss_floor, voi_weight: p, c and w of `models.loss`; c in the network's unit of dose.
     started_from: name and sha256 of the weights that this training began with; empty: it began with none.
+    mix: part of what was learnt in the weights that come of it; the rest are those that it began with.
+        Between the two lie networks that are nearly as good at what is new and lose less of what was known
+        (Wortsman et al., CVPR 2022, doi 10.1109/CVPR52688.2022.00780).
     precision: of the convolutions; ``auto`` is bf16 where the device computes with it, else fp32.
     log_every, validate_every: steps. validation_crops: of each patient.
     save_every_s, look_every_s: wall clock, between checkpoints and between looks for new samples.
@@ -83,6 +86,7 @@ class Settings:
     loss_floor: float = 100.0
     voi_weight: float = 0.1
     started_from: str = ""
+    mix: float = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     log_every: int = 20
     validate_every: int = 400
@@ -95,6 +99,11 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
             raise ModelRejected("training has no end, or two of them", "Set steps or seconds, not both")
+        if not 0 < self.mix <= 1 or (self.mix < 1 and not self.started_from):
+            raise ModelRejected(
+                f"a mix of {self.mix:g} of what is learnt with what training began with",
+                "Take more than 0 and at most 1, and weights to start from",
+            )
         if self.crop % DIVISOR or self.crop <= 2 * self.margin or self.slab < LEAST_SLAB or self.batch < 1:
             raise ModelRejected(
                 f"crops of {self.crop} voxels with margins of {self.margin}, slabs of {self.slab} slices and "
@@ -150,6 +159,11 @@ def train(
     run.resume()
     if run.progress() < 1:
         _until(run, known, validation, pause_after_s, clock, tell)
+        if validation:
+            run.log_validation(validation, tell)
+        run.save()
+    if run.progress() >= 1 and not run.mixed:
+        run.mix()
         if validation:
             run.log_validation(validation, tell)
         run.save()
@@ -233,9 +247,11 @@ class _Run:
         self.settings, self.folder, self.device = settings, folder, device
         self.network = network.to(device)
         self.average = copy.deepcopy(self.network).eval()
+        self.began = copy.deepcopy(self.average).state_dict()
         self.optimiser = _optimiser(self.network, settings)
         self.precision = _precision(settings.precision, device)
         self.step, self.elapsed, self.held = 0, 0.0, False
+        self.mixed = settings.mix == 1
 
     def progress(self) -> float:
         """How much of the training is done, 0 ... 1 and beyond."""
@@ -288,6 +304,14 @@ class _Run:
             else:
                 mean.copy_(own)
 
+    @torch.no_grad()
+    def mix(self) -> None:
+        """At the end: the averaged weights, mixed with those that the training began with."""
+        for name, mean in self.average.state_dict().items():
+            if mean.is_floating_point():
+                mean.lerp_(self.began[name], 1 - self.settings.mix)
+        self.mixed = True
+
     def log(self, losses: list[float], progress: float, steps_per_s: float, samples: int, tell: Tell) -> None:
         """A line of the log."""
         voxels = self.settings.batch * self.settings.slab * self.settings.crop**2
@@ -322,6 +346,7 @@ class _Run:
             "step": self.step,
             "elapsed": self.elapsed,
             "held": self.held,
+            "mixed": self.mixed,
         }
         content |= {f"weights/{k}": v.cpu().numpy() for k, v in self.network.state_dict().items()}
         content |= {f"average/{k}": v.cpu().numpy() for k, v in self.average.state_dict().items()}
@@ -350,7 +375,7 @@ class _Run:
         self.network.load_state_dict(_part(content, "weights"))
         self.average.load_state_dict(_part(content, "average"))
         self.step, self.elapsed = int(content["step"]), float(content["elapsed"])
-        self.held = bool(content["held"])
+        self.held, self.mixed = bool(content["held"]), bool(content["mixed"])
         for name, parameter in self.network.named_parameters():
             if f"{MOMENTS[0]}/{name}" in content:
                 moments = {
@@ -478,7 +503,7 @@ def read_checkpoint(path: Path) -> dict[str, NDArray[Any]]:
             content = {key: file[key] for key in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ModelRejected(f"{path} cannot be read: {error}", "Remove it to begin anew") from error
-    for key in ("architecture", "settings", "step", "elapsed", "held"):
+    for key in ("architecture", "settings", "step", "elapsed", "held", "mixed"):
         if key not in content:
             raise ModelRejected(f"{path} has no {key!r}", "It is no checkpoint: remove it to begin anew")
     return content

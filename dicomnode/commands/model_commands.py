@@ -53,6 +53,12 @@ def train(
     start_from: Annotated[
         str | None, typer.Option(help="shipped name or folder of weights to go on from, for your own camera")
     ] = None,
+    mix: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="part of what is learnt in what is published; the rest is --start-from"
+        ),
+    ] = 1.0,
     workers: Annotated[int, typer.Option(min=1, help="processes that generate at once")] = 1,
     pause_minutes: Annotated[
         float | None, typer.Option(help="end this call after so long; the next goes on")
@@ -77,6 +83,7 @@ def train(
         threads=threads,
         steps=steps,
         start_from=start_from,
+        mix=mix,
         workers=workers,
         pause_minutes=pause_minutes,
         today=date.today(),

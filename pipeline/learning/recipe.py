@@ -68,7 +68,7 @@ class Recipe:
     architectures: each is trained; the first one's weights are published. name: of the published weights.
     steps: of training, for each architecture, in place of its share of the hours: an equal budget anywhere.
     start_from: folder of weights to go on from, in place of nothing: for more of the same, or for a camera of
-        one's own.
+        one's own. mix: part of what is learnt then in the weights that are judged and published.
     device: of all that can use one. threads: of the processor, in each process; None: all.
     workers: processes that generate at once.
     pause_s: this call ends after so long, whatever is done by then; None: it does not.
@@ -85,6 +85,7 @@ class Recipe:
     middle: int = 16
     steps: int | None = None
     start_from: Path | None = None
+    mix: float = 1.0
     name: str = "dblurdosenet-lu177"
     device: str = "cpu"
     threads: int | None = None
@@ -103,6 +104,8 @@ class Recipe:
                 f"weights to start from, and {len(self.architectures)} architectures to train",
                 "Name the one architecture of these weights",
             )
+        if self.start_from is None and self.mix != 1:
+            raise InputRejected("a mix, and no weights to start from", "Name them too, or leave the mix out")
         if self.data is not None and not self.data.is_dir():
             raise InputRejected(
                 f"there is no folder {self.data}", "Name the folder that holds one per patient"
@@ -335,7 +338,8 @@ def _beginning(work: Work, architecture: str) -> tuple[Network, training.Setting
             )
     begun = f"{known.name}, sha256 {known.sha256}"
     rate = settings.learning_rate * GOING_ON
-    return found.network, replace(settings, learning_rate=rate, hold_norm=0.0, started_from=begun)
+    going_on = replace(settings, learning_rate=rate, hold_norm=0.0, started_from=begun, mix=recipe.mix)
+    return found.network, going_on
 
 
 def _said_mm(voxel: Sequence[float]) -> str:
@@ -467,6 +471,8 @@ def _budget(recipe: Recipe, trained: Mapping[str, Any]) -> str:
     settings = trained["settings"]
     begun = settings.get("started_from", "").partition(",")[0]
     start = f" --start-from {begun}" if begun else ""
+    if settings.get("mix", 1) != 1:
+        start += f" --mix {settings['mix']:g}"
     if settings.get("seconds") is None:
         return f"--steps {settings['steps']}{start}"
     hours = float(settings["seconds"]) * len(recipe.architectures) / TRAINING / HOUR_S

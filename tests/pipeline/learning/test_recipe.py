@@ -127,6 +127,30 @@ def test_training_goes_on_from_weights(begun: weights.Weights, tmp_path: Path) -
     assert f"--steps {LOOP.steps} --start-from small" in (then.folder / "MODEL_CARD.md").read_text()
 
 
+def test_what_is_published_may_be_a_mix_with_what_training_began_with(
+    begun: weights.Weights, tmp_path: Path
+) -> None:
+    """Mixed once, however often the finished training is looked at."""
+    made = {}
+    for mix in (1.0, 0.25):
+        job, _ = work(tmp_path / str(mix), start_from=begun.folder, name="further", mix=mix)
+        with_examples(job.folder)
+        run(job, ["train", "evaluate"])
+        run(job, ["train", "publish"])
+        made[mix] = weights.load(job.folder / "weights" / "further")
+    for key, old in begun.network.state_dict().items():
+        learnt, mixed = (made[mix].network.state_dict()[key] for mix in (1.0, 0.25))
+        if old.is_floating_point():
+            assert torch.allclose(mixed, 0.75 * old + 0.25 * learnt, atol=1e-6), key
+    assert made[0.25].manifest.training["settings"]["mix"] == 0.25
+    assert "--start-from small --mix 0.25" in (made[0.25].folder / "MODEL_CARD.md").read_text()
+
+
+def test_a_mix_needs_weights_to_start_from() -> None:
+    with pytest.raises(InputRejected, match="no weights to start from"):
+        Recipe(mix=0.5)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [({"architectures": ("2d",)}, "of the architecture dblurdosenet, and 2d is to be trained"),
