@@ -46,7 +46,7 @@ that is no UID.
 
 {levels}
 
-The node's threads are its stages' (one each and one more, made when first needed), up to 16 that sync
+The node's threads are its stages' (one each and one more, made when first needed), up to 4 that sync
 folders, and few others; associations leave none behind, however many there were.
 {failures}
 """

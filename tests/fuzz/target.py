@@ -27,8 +27,9 @@ HANG_S = 5.0
 _ANSWER_S = 0.5
 # How long the node is given to come back to what it was.
 _SETTLE_S = 15.0
-# Compiled patterns, caches of dictionaries and the like grow to an end; a leak does not.
-_MEMORY_MB = 60.0
+# Compiled patterns, caches of dictionaries and the like grow to an end; a leak does not. Measured: 60 MB
+# after 5,000 data sets by C-STORE, 62 MB after 15,000.
+_MEMORY_MB = 80.0
 # Threads of pools that were not needed before, and what they hold open. A leak grows with the inputs.
 _SPARE = 8
 # Its last line, the first that is not indented, says what was raised.
