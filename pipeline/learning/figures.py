@@ -171,7 +171,7 @@ def loss_curve(log: Iterable[Mapping[str, float]], path: Path, title: str = "Tra
             axes.axhline(levels[-1], color=COLOURS["DVK"], linestyle=dashes, label="DVK alone, validation")
         axes.set_yscale("log")
         axes.set_xlabel("step")
-        axes.set_ylabel("weighted mean square error")
+        axes.set_ylabel("loss")
         plain(axes)
         axes.legend(loc="upper right", bbox_to_anchor=(1.0, 0.9))
         axes.set_title(title, loc="left", weight="bold")
