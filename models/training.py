@@ -1,10 +1,10 @@
 """Training: settings on top, the loop below, nothing else to look at.
 
 What the paper does not have: a loss that also asks for the means in VOIs (`models.loss`); slabs of
-neighbouring slices, whose windows share the extractor's work
-(`models.slab`); AdamW with a cosine schedule that ends with the budget; a moving average of the weights,
-which is what training returns; BatchNorm that holds still in the last quarter, so that training and inference
-are then the same function; flips; a jitter of the activity, to which dose is proportional.
+neighbouring slices, whose windows share the extractor's work (`models.slab`); AdamW with a cosine schedule
+that ends with the budget; a moving average of the weights, which is what training returns; BatchNorm that
+holds still in the last quarter, so that training and inference are then the same function; flips; a jitter of
+the activity, to which dose is proportional.
 
 A batch follows from seed and step alone (`models.samples`): an interrupted training goes on as if it had not
 been.
