@@ -157,13 +157,10 @@ def train(
     if not known.samples:
         raise ModelRejected("there is nothing to learn from", "Generate examples first")
     run.resume()
-    if run.progress() < 1:
+    if not run.mixed:
         _until(run, known, validation, pause_after_s, clock, tell)
-        if validation:
-            run.log_validation(validation, tell)
-        run.save()
-    if run.progress() >= 1 and not run.mixed:
-        run.mix()
+        if run.progress() >= 1:
+            run.mix()
         if validation:
             run.log_validation(validation, tell)
         run.save()
@@ -250,8 +247,7 @@ class _Run:
         self.began = copy.deepcopy(self.average).state_dict()
         self.optimiser = _optimiser(self.network, settings)
         self.precision = _precision(settings.precision, device)
-        self.step, self.elapsed, self.held = 0, 0.0, False
-        self.mixed = settings.mix == 1
+        self.step, self.elapsed, self.held, self.mixed = 0, 0.0, False, False
 
     def progress(self) -> float:
         """How much of the training is done, 0 ... 1 and beyond."""
@@ -306,7 +302,7 @@ class _Run:
 
     @torch.no_grad()
     def mix(self) -> None:
-        """At the end: the averaged weights, mixed with those that the training began with."""
+        """The last thing: the averaged weights, mixed with those that the training began with."""
         for name, mean in self.average.state_dict().items():
             if mean.is_floating_point():
                 mean.lerp_(self.began[name], 1 - self.settings.mix)

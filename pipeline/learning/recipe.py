@@ -106,6 +106,8 @@ class Recipe:
             )
         if self.start_from is None and self.mix != 1:
             raise InputRejected("a mix, and no weights to start from", "Name them too, or leave the mix out")
+        if not 0 < self.mix <= 1:
+            raise InputRejected(f"a mix of {self.mix:g}", "Take more than 0 of what is learnt, and at most 1")
         if self.data is not None and not self.data.is_dir():
             raise InputRejected(
                 f"there is no folder {self.data}", "Name the folder that holds one per patient"

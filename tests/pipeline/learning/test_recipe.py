@@ -149,6 +149,9 @@ def test_what_is_published_may_be_a_mix_with_what_training_began_with(
 def test_a_mix_needs_weights_to_start_from() -> None:
     with pytest.raises(InputRejected, match="no weights to start from"):
         Recipe(mix=0.5)
+    for wrong in (0.0, 1.5):
+        with pytest.raises(InputRejected, match=f"a mix of {wrong:g}"):
+            Recipe(mix=wrong, start_from=Path("weights"))
 
 
 @pytest.mark.parametrize(
