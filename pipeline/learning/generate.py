@@ -7,9 +7,10 @@
                    ▼                                                  │ (test patients)
                 SPECT: counts, attenuation, scatter, OSEM ──▶ resampled onto the CT ──▶ DVK
 
-`plan` says which patients there are: those that are learnt from and those that are looked at while learning
-come from the families ``trunk`` and ``harmonic``; those that the result is judged by come from ``stylised``,
-with a law of texture of their own. A patient's number fixes all his random choices.
+`plan` says which patients there are: those that are learnt from (the later ones with a crowd of lesions) and
+those that are looked at while learning come from the families ``trunk`` and ``harmonic``; those that the
+result is judged by come from ``stylised``, with a law of texture of their own. A patient's number fixes all
+his random choices.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ log = logging.getLogger(__name__)
 
 Mask = NDArray[np.bool_]
 TRAINING_FAMILIES = ("trunk", "harmonic")
+CROWDED_FROM = 81
+"""The number of the first patient to learn from who has many lesions: those before him had been drawn, and
+learnt from, when the errors of lesions turned out to be limited by how many there had been."""
 TEST_FAMILY = "stylised"
 TRAINING_TEXTURE = "mixed"
 TEST_TEXTURE = "filaments"
@@ -84,11 +88,18 @@ def plan(train: int, validation: int, test: int) -> list[Patient]:
         ("test", test, 9000),
     ):
         for number in range(count):
-            family = TEST_FAMILY if split == "test" else TRAINING_FAMILIES[number % len(TRAINING_FAMILIES)]
+            family = _family(split, number)
             texture = TEST_TEXTURE if split == "test" else TRAINING_TEXTURE
             name = f"{split}-{number:03d}-{family}"
             patients.append(Patient(name, split, first + number, family, texture))  # type: ignore[arg-type]
     return patients
+
+
+def _family(split: str, number: int) -> str:
+    if split == "test":
+        return TEST_FAMILY
+    family = TRAINING_FAMILIES[number % len(TRAINING_FAMILIES)]
+    return f"{family}-crowded" if split == "train" and number >= CROWDED_FROM else family
 
 
 def generate(

@@ -6,9 +6,9 @@ harmonic   star-shaped surfaces, spherical and cylindrical harmonics      traini
 stylised   quadrics, tori and planes                                      tests
 ========== ============================================================== =========
 
-What they share: lesions (`lesions.scattered`: number, size, contrast, form, CT numbers) and what tissues hold
-(`makeup.VariedMakeup`). A test on another family therefore says how a network does on other anatomy, not on
-other lesions.
+``trunk-crowded`` and ``harmonic-crowded`` are the two of training with twice to four times as many lesions
+(`lesions.CROWDED`). The lesions of ``stylised`` follow a law of their own (`lobed_lesions`). What all share
+is what tissues hold (`makeup.VariedMakeup`).
 
 A new family is a function ``(rng, texture) -> Anatomy`` and a row of `FAMILIES`.
 """
@@ -16,19 +16,27 @@ A new family is a function ``(rng, texture) -> Anatomy`` and a row of `FAMILIES`
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from pipeline.errors import InputRejected
 from pipeline.simulate.anatomy import Anatomy
 from pipeline.simulate.harmonic import harmonic
+from pipeline.simulate.lesions import CROWDED
 from pipeline.simulate.stylised import stylised
 from pipeline.simulate.trunk import trunk
 from pipeline.simulate.uptake import Texture
 
 Family = Callable[[np.random.Generator, Texture], Anatomy]
 
-FAMILIES: dict[str, Family] = {"trunk": trunk, "harmonic": harmonic, "stylised": stylised}
+FAMILIES: dict[str, Family] = {
+    "trunk": trunk,
+    "harmonic": harmonic,
+    "trunk-crowded": partial(trunk, law=CROWDED),
+    "harmonic-crowded": partial(harmonic, law=CROWDED),
+    "stylised": stylised,
+}
 
 
 def family_named(name: str) -> Family:

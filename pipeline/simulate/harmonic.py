@@ -18,7 +18,7 @@ from pipeline.simulate.anatomy import LATTICE, SPACING_MM, Anatomy, Drawing, bac
 from pipeline.simulate.fields import Field, axis_coordinates, smooth_field
 from pipeline.simulate.harmonic_body import Body, Wall, wall_of
 from pipeline.simulate.harmonic_shapes import Canvas, Star, ball
-from pipeline.simulate.lesions import Site, scattered
+from pipeline.simulate.lesions import UNEVEN, LesionLaw, Site, scattered
 from pipeline.simulate.limbs import arms
 from pipeline.simulate.makeup import VariedMakeup
 from pipeline.simulate.shapes import Points, cropped, union, within, without
@@ -139,8 +139,8 @@ def _sites(sheet: _Sheet, parts: dict[str, Field], makeup: VariedMakeup) -> list
     ]
 
 
-def harmonic(rng: np.random.Generator, texture: Texture = multiscale) -> Anatomy:
-    """A patient of any habitus with none to 15 lesions in liver, nodes, bones and lungs."""
+def harmonic(rng: np.random.Generator, texture: Texture = multiscale, law: LesionLaw = UNEVEN) -> Anatomy:
+    """A patient of any habitus with lesions in liver, nodes, bones and lungs."""
     body = Body.drawn(rng)
     makeup = VariedMakeup(rng)
     canvas = _canvas(rng)
@@ -152,7 +152,7 @@ def harmonic(rng: np.random.Generator, texture: Texture = multiscale) -> Anatomy
     liver, kidneys = _draw_abdomen(sheet)
     bone = _draw_bones(sheet)
     sites = _sites(sheet, {"liver": liver, "kidneys": kidneys, "lung": lung, "bone": bone}, makeup)
-    shapes = scattered(canvas.p, sites, wall.muscle + 2, rng, 1.0, SPACING_MM)
+    shapes = scattered(canvas.p, sites, wall.muscle + 2, rng, 1.0, SPACING_MM, law)
     for shape in shapes:
         draw.add_lesion(shape)
     back = back_of(wall.skin)

@@ -1,8 +1,9 @@
 """Lesions: balls with uneven surfaces, some with a necrotic core.
 
-`draw_lesions` gives the reference patient its eight; `scattered` gives any patient between none and 15 of
-6 to 70 mm at the sites of its anatomy. A lesion's uptake is its contrast times the uptake of its site; the
-site of a lesion outside the liver names normal liver's uptake there, as the Krenning scale grades lesions.
+`draw_lesions` gives the reference patient its eight; `scattered` gives any patient as many as the law of his
+family draws, of 6 to 70 mm, at the sites of his anatomy. A lesion's uptake is its contrast times the uptake
+of its site; the site of a lesion outside the liver names normal liver's uptake there, as the Krenning scale
+grades lesions.
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ def draw_lesions(p: Points, liver: Field, rng: np.random.Generator, spacing_mm: 
 
 
 _MOST = 15
+_CROWD = (14, 30)
 DIAMETERS_MM = (6.0, 70.0)
 CONTRASTS = (1.5, 12.0)
 MAY_BE_NECROTIC_FROM_MM = 25.0
@@ -171,8 +173,15 @@ def drawn_count(rng: np.random.Generator) -> int:
 
 
 def _diameters(rng: np.random.Generator) -> list[float]:
+    return _sizes(rng, drawn_count(rng))
+
+
+def _crowd_diameters(rng: np.random.Generator) -> list[float]:
+    return _sizes(rng, int(rng.integers(*_CROWD, endpoint=True)))
+
+
+def _sizes(rng: np.random.Generator, count: int) -> list[float]:
     """Log-normal about 24 mm (7 mL): three in four are above 2 mL."""
-    count = drawn_count(rng)
     drawn = np.exp(rng.normal(np.log(24), 0.5, count))
     return sorted(np.clip(drawn, *DIAMETERS_MM).tolist(), reverse=True)
 
@@ -184,15 +193,15 @@ def scattered(
     rng: np.random.Generator,
     scale: float,
     spacing_mm: float,
-    law: LesionLaw | None = None,
+    law: LesionLaw,
 ) -> list[LesionShape]:
     """Lesions at random places of `sites`, clear of each other and inside `body`.
 
     p: coordinates on the lattice, reference mm. body: distance to the surface that holds every lesion.
-    scale: patient mm for a reference mm. spacing_mm: of the lattice, patient mm. law: None: `UNEVEN`, that of
-    training. A lesion that finds no room becomes smaller until it does, and is left out below 6 mm.
+    scale: patient mm for a reference mm. spacing_mm: of the lattice, patient mm.
+
+    A lesion that finds no room becomes smaller until it does, and is left out below 6 mm.
     """
-    law = law or UNEVEN
     shapes: list[LesionShape] = []
     room = np.full(body.shape, 99.0, dtype=np.float32)
     shares = np.array([site.share for site in sites]) / sum(site.share for site in sites)
@@ -305,7 +314,11 @@ def uneven(at: Growth, centre: Triple, radius: float, rng: np.random.Generator) 
 
 
 UNEVEN = LesionLaw(_diameters, _grown)
-"""The lesions of the families that networks are trained on."""
+"""The lesions of the families that networks are trained on, none to 15 in a patient."""
+
+CROWDED = LesionLaw(_crowd_diameters, _grown)
+"""The same, 14 to 30 in a patient, less those that find no room: what a network learns of lesions is limited
+by how many it has seen, and a lesion more in a patient costs nothing."""
 
 
 def _on_lattice(distance: Field, box: tuple[slice, ...], shape: tuple[int, ...]) -> Field:

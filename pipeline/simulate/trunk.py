@@ -16,7 +16,7 @@ from pipeline.simulate import abdomen, torso
 from pipeline.simulate.abdomen import OrganVolumes
 from pipeline.simulate.anatomy import LATTICE, SPACING_MM, Anatomy, Drawing, back_of
 from pipeline.simulate.fields import Field, axis_coordinates, smooth_field
-from pipeline.simulate.lesions import Site, draw_lesions, scattered
+from pipeline.simulate.lesions import UNEVEN, LesionLaw, Site, draw_lesions, scattered
 from pipeline.simulate.limbs import arms
 from pipeline.simulate.makeup import VariedMakeup
 from pipeline.simulate.shapes import Points, cropped, ellipsoid, union, within, without
@@ -207,8 +207,8 @@ def thorax_to_pelvis(rng: np.random.Generator, texture: Texture = three_scales) 
     return Anatomy(tuple(draw.layers), tuple(s.lesion for s in shapes), back_of(wall.skin))
 
 
-def trunk(rng: np.random.Generator, texture: Texture = multiscale) -> Anatomy:
-    """A patient of any habitus with none to 15 lesions in liver, nodes, bones and lungs."""
+def trunk(rng: np.random.Generator, texture: Texture = multiscale, law: LesionLaw = UNEVEN) -> Anatomy:
+    """A patient of any habitus with lesions in liver, nodes, bones and lungs."""
     habitus = Habitus.drawn(rng)
     makeup = VariedMakeup(rng)
     poses = Poses(np.random.default_rng(rng.integers(2**63)))
@@ -224,7 +224,7 @@ def trunk(rng: np.random.Generator, texture: Texture = multiscale) -> Anatomy:
     liver, kidneys = _draw_abdomen(draw, p, wall, target, poses)
     skeleton = _draw_bones(draw, p, wall)
     sites = _sites(p, wall, {"liver": liver, "kidneys": kidneys, "lung": lung, "bone": skeleton}, makeup)
-    shapes = scattered(p, sites, wall.muscle + 2, rng, habitus.scale, SPACING_MM)
+    shapes = scattered(p, sites, wall.muscle + 2, rng, habitus.scale, SPACING_MM, law)
     for shape in shapes:
         draw.add_lesion(shape)
     back = back_of(wall.skin)

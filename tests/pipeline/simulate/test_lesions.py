@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from pipeline.simulate.lesions import UNEVEN, LesionLaw, LesionShape, Site, scattered
+from pipeline.simulate.lesions import CROWDED, UNEVEN, LesionLaw, LesionShape, Site, scattered
 from pipeline.simulate.lobed_lesions import LOBED
 from pipeline.simulate.shapes import Points, ellipsoid
 
@@ -20,6 +20,13 @@ BACKGROUND = 0.1e6
 
 
 LAWS = pytest.mark.parametrize("law", [pytest.param(UNEVEN, id="uneven"), pytest.param(LOBED, id="lobed")])
+ALL = pytest.mark.parametrize(
+    "law",
+    [
+        pytest.param(law, id=name)
+        for name, law in (("uneven", UNEVEN), ("crowded", CROWDED), ("lobed", LOBED))
+    ],
+)
 
 
 def grown(seed: int, law: LesionLaw) -> list[LesionShape]:
@@ -39,7 +46,20 @@ def test_most_patients_have_four_to_twelve(law: LesionLaw) -> None:
     assert np.mean((counts >= 4) & (counts <= 12)) > 0.7
 
 
-@LAWS
+def test_a_crowd_is_more_lesions_of_the_same_law() -> None:
+    crowds, others = many(CROWDED), many(UNEVEN)
+    assert np.mean([len(shapes) for shapes in crowds]) > 2 * np.mean([len(shapes) for shapes in others])
+    assert max(len(shapes) for shapes in crowds) <= 30
+    # In a fuller liver the largest find no room, and shrink until they do.
+    middles = [
+        np.median([s.lesion.diameter_mm for shapes in law for s in shapes]) for law in (crowds, others)
+    ]
+    assert 0.8 * middles[1] < middles[0] < 1.1 * middles[1]
+    contrasts = [np.median([s.lesion.contrast for shapes in law for s in shapes]) for law in (crowds, others)]
+    assert contrasts[0] == pytest.approx(contrasts[1], rel=0.15)
+
+
+@ALL
 def test_sizes_and_contrasts_span_what_is_asked(law: LesionLaw) -> None:
     lesions = [s.lesion for shapes in many(law) for s in shapes]
     diameters = np.array([s.diameter_mm for s in lesions])
@@ -53,7 +73,7 @@ def test_sizes_and_contrasts_span_what_is_asked(law: LesionLaw) -> None:
     assert all(s.uptake == pytest.approx(s.contrast * BACKGROUND) for s in lesions)
 
 
-@LAWS
+@ALL
 def test_half_of_the_large_ones_are_necrotic_and_their_cores_lie_inside(law: LesionLaw) -> None:
     large = [s for shapes in many(law) for s in shapes if s.lesion.diameter_mm >= 25]
     assert 0.3 < np.mean([s.lesion.necrotic for s in large]) < 0.7
@@ -64,7 +84,7 @@ def test_half_of_the_large_ones_are_necrotic_and_their_cores_lie_inside(law: Les
             assert shape.core_uptake <= 0.2 * shape.lesion.uptake
 
 
-@LAWS
+@ALL
 def test_volumes_are_those_of_the_surfaces(law: LesionLaw) -> None:
     for shape in many(law)[0]:
         if shape.lesion.volume_ml > 5:
@@ -82,7 +102,7 @@ def test_lesions_are_no_balls(law: LesionLaw) -> None:
             assert r.std() / r.mean() > 0.05
 
 
-@LAWS
+@ALL
 def test_lesions_lie_in_the_body_and_hardly_touch(law: LesionLaw) -> None:
     for shapes in many(law):
         taken = np.zeros(BODY.shape, dtype=int)
@@ -94,7 +114,7 @@ def test_lesions_lie_in_the_body_and_hardly_touch(law: LesionLaw) -> None:
 
 def test_an_organ_too_small_for_any_lesion_has_none() -> None:
     nowhere = Site("liver", np.full_like(ORGAN, 5.0), BACKGROUND)
-    assert scattered(P, [nowhere], BODY, np.random.default_rng(0), 1.0, SPACING_MM) == []
+    assert scattered(P, [nowhere], BODY, np.random.default_rng(0), 1.0, SPACING_MM, UNEVEN) == []
 
 
 def test_the_held_out_law_draws_other_lesions() -> None:
