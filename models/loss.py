@@ -2,7 +2,7 @@
 
 Of an estimate e against the truth t, with s DVK's dose rate smoothed over a centimetre::
 
-    loss = mean [ (e - t)² / c² · (c / (s + c))^p ]  +  w · Σ part · [ huber(mean error) + NRMSE² ]
+    loss = mean [ (e - t)² / c² · (c / (s + c))^p ]  +  w · Σ part · [ k · huber(mean error) + NRMSE² ]
            voxels of tissue                               VOIs of a crop
 
 c: `loss_floor`; p: `loss_exponent`. p = 0 is the mean squared error of the paper, which the hottest lesion
@@ -16,6 +16,11 @@ where an edge may lie here or there the edge stays soft, and what stands inside 
 in every lesion. A physicist reads the mean in the outline; so that is asked for too. And there a small or
 faint lesion counts as much as a large or hot one. The mean of a whole VOI is known to half a per cent; that
 of a few of its voxels is not, and counts as little as they are few.
+
+k: √(n / `USUAL_VOXELS`) of a VOI of n voxels, within `BOUNDS`. The larger a VOI is against the resolution,
+the better the image tells its mean, and the smaller the error that is left to be found: three per cent in
+each kidney are a bias, three per cent in a lesion of 2 mL are chance. With k = 1 all kidneys stayed too low
+by 3 to 4 %, also those that were learnt from.
 """
 
 from __future__ import annotations
@@ -35,6 +40,9 @@ if TYPE_CHECKING:
 
 HUBER = 0.02
 """Relative errors below count by their square: those of a large organ, which is nearly right."""
+USUAL_VOXELS = 220
+"""Of a VOI whose mean counts once: 10 mL in voxels of 3 x 3.9 x 3.9 mm."""
+BOUNDS = (0.5, 4.0)
 _LEAST_DOSE = 1.0  # of a VOI's true mean, in the network's unit: there is no relative error of nothing
 
 
@@ -76,4 +84,5 @@ def _of_vois(error: Tensor, batch: Batch) -> Tensor:
     mean_error = summed(error) / voxels / true_mean
     nrmse_squared = summed(error**2) / voxels / true_mean**2
     of_mean = F.smooth_l1_loss(mean_error, torch.zeros_like(mean_error), reduction="none", beta=HUBER)
-    return ((of_mean + nrmse_squared) * voxels * batch.per_voxel).sum() / crops
+    by_size = (USUAL_VOXELS * batch.per_voxel).clamp(min=1e-9).rsqrt().clamp(*BOUNDS)
+    return ((by_size * of_mean + nrmse_squared) * voxels * batch.per_voxel).sum() / crops
