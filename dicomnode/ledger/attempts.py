@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, Connection, select, update
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import locked_case, one_case, to_case, to_record
@@ -22,9 +22,13 @@ class Attempts(Database):
         """Claim a case for an attempt: the event and the attempt are one transaction.
 
         happened: None for a further attempt that leaves the state as it is.
+
+        An earlier one of the stage that is open still ended when the ledger could not be told: it is closed.
         """
         with self._decide() as connection:
             case = locked_case(connection, case_id)
+            left_open = (ATTEMPTS.c.case_id == case_id) & (ATTEMPTS.c.stage == stage)
+            _interrupted(connection, left_open, now, "the ledger did not answer when it ended")
             if happened is not None:
                 step(connection, case, happened, now)
             attempt_id = insert_row(
@@ -79,11 +83,7 @@ class Attempts(Database):
             case = locked_case(connection, case_id)
             if case.state is not State.COMPUTING:
                 return False
-            connection.execute(
-                update(ATTEMPTS)
-                .where(ATTEMPTS.c.case_id == case_id, ATTEMPTS.c.outcome == "running")
-                .values(ended_at=now, outcome="interrupted", detail=reason)
-            )
+            _interrupted(connection, ATTEMPTS.c.case_id == case_id, now, reason)
             step(connection, case, Event.RECOVER, now, reason=reason)
             return True
 
@@ -102,13 +102,18 @@ class Attempts(Database):
                 .order_by(CASES.c.id)
             )
             rows = connection.execute(computing.with_for_update(key_share=True)).all()
-            connection.execute(
-                update(ATTEMPTS)
-                .where(ATTEMPTS.c.outcome == "running", ATTEMPTS.c.id.not_in(but))
-                .values(ended_at=now, outcome="interrupted", detail="the node stopped")
-            )
+            _interrupted(connection, ATTEMPTS.c.id.not_in(but), now, "the node stopped")
             for row in rows:
                 step(
                     connection, to_case(row), Event.RECOVER, now, reason="the node stopped while it computed"
                 )
             return [to_case(row) for row in rows]
+
+
+def _interrupted(connection: Connection, which: ColumnElement[bool], now: float, reason: str) -> None:
+    """Close those of them that are open."""
+    connection.execute(
+        update(ATTEMPTS)
+        .where(ATTEMPTS.c.outcome == "running", which)
+        .values(ended_at=now, outcome="interrupted", detail=reason)
+    )

@@ -421,6 +421,21 @@ def test_a_further_attempt_leaves_the_state_as_it_is(ledger: Ledger) -> None:
     assert ledger.case(run.case_id).state is State.SENDING
 
 
+def test_an_attempt_whose_end_could_not_be_written_is_closed_by_the_next(ledger: Ledger) -> None:
+    """A disk that is full lets nothing be written, also not that sending broke off for it."""
+    run = computed(ledger, received(ledger), 1.0, "1.5")
+    other = computed(ledger, received(ledger, instance("1.2.4")), 1.0, "1.6")
+    first = ledger.begin(run.case_id, Event.SEND, "deliver", 2.0)
+    ledger.begin(other.case_id, Event.SEND, "deliver", 2.0)
+    second = ledger.begin(run.case_id, None, "deliver", 9.0)
+    closed, open_ = ledger.attempts(run.case_id)[-2:]
+    assert (closed.id, closed.outcome, closed.ended_at) == (first.id, "interrupted", 9.0)
+    assert "the ledger did not answer" in closed.detail
+    assert (open_.id, open_.outcome) == (second.id, "running")
+    assert ledger.attempts(other.case_id)[-1].outcome == "running"
+    assert ledger.end(first, Event.STUMBLE, 10.0, outcome="failed") is None
+
+
 def test_a_start_queues_what_the_last_run_left_computing_and_sending(ledger: Ledger) -> None:
     computing = received(ledger)
     claimed(ledger, computing)
