@@ -1,6 +1,6 @@
 """What training makes small: errors in voxels, and errors of the means in VOIs.
 
-Of an estimate e against the truth t, with s DVK's dose rate smoothed over a centimetre::
+Of an estimate e against the truth t, with s DVK's dose rate smoothed over 3 x 5 x 5 voxels::
 
     loss = mean [ (e - t)² / c² · (c / (s + c))^p ]  +  w · Σ part · [ k · huber(mean error) + NRMSE² ]
            voxels of tissue                               VOIs of a crop
@@ -17,10 +17,10 @@ in every lesion. A physicist reads the mean in the outline; so that is asked for
 faint lesion counts as much as a large or hot one. The mean of a whole VOI is known to half a per cent; that
 of a few of its voxels is not, and counts as little as they are few.
 
-k: √(n / `USUAL_VOXELS`) of a VOI of n voxels, within `BOUNDS`. The larger a VOI is against the resolution,
-the better the image tells its mean, and the smaller the error that is left to be found: three per cent in
-each kidney are a bias, three per cent in a lesion of 2 mL are chance. With k = 1 all kidneys stayed too low
-by 3 to 4 %, also those that were learnt from.
+k: √(n / `USUAL_VOXELS`) of a VOI of n voxels of the examples, within `BOUNDS`. The larger a VOI is against
+the resolution, the better the image tells its mean, and the smaller the error that is left to be found: three
+per cent in each kidney are a bias, three per cent in a lesion of 2 mL are chance. With k = 1 all kidneys
+stayed too low by 3 to 4 %, also those that were learnt from.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 HUBER = 0.02
 """Relative errors below count by their square: those of a large organ, which is nearly right."""
-USUAL_VOXELS = 220
-"""Of a VOI whose mean counts once: 10 mL in voxels of 3 x 3.9 x 3.9 mm."""
+USUAL_VOXELS = 880
+"""Of a VOI whose mean counts once: 10 mL in the examples' voxels of 3 x 1.95 x 1.95 mm."""
 BOUNDS = (0.5, 4.0)
 _LEAST_DOSE = 1.0  # of a VOI's true mean, in the network's unit: there is no relative error of nothing
 
@@ -60,7 +60,9 @@ def loss_of(network: Network, batch: Batch, settings: Settings, precision: torch
 def error_loss(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
     """The loss of an error. error: (N, S, H, W), estimate less truth, in the network's unit of dose."""
     loss = _of_voxels(error, batch, settings)
-    return loss + settings.voi_weight * _of_vois(error, batch) if settings.voi_weight else loss
+    if not settings.voi_weight:
+        return loss
+    return loss + settings.voi_weight * _of_vois(error, batch, settings.in_plane**2)
 
 
 def _of_voxels(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
@@ -70,8 +72,8 @@ def _of_voxels(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
     return ((error / floor) ** 2 * weight).sum() / batch.counts.sum().clamp(min=1)
 
 
-def _of_vois(error: Tensor, batch: Batch) -> Tensor:
-    """For each crop, summed over its VOIs."""
+def _of_vois(error: Tensor, batch: Batch, merged: int) -> Tensor:
+    """For each crop, summed over its VOIs. merged: the examples' voxels that make one of the network's."""
     crops, most = batch.per_voxel.shape
     which = batch.vois.long() + most * torch.arange(crops, device=error.device)[:, None, None, None]
 
@@ -84,5 +86,5 @@ def _of_vois(error: Tensor, batch: Batch) -> Tensor:
     mean_error = summed(error) / voxels / true_mean
     nrmse_squared = summed(error**2) / voxels / true_mean**2
     of_mean = F.smooth_l1_loss(mean_error, torch.zeros_like(mean_error), reduction="none", beta=HUBER)
-    by_size = (USUAL_VOXELS * batch.per_voxel).clamp(min=1e-9).rsqrt().clamp(*BOUNDS)
+    by_size = (USUAL_VOXELS / merged * batch.per_voxel).clamp(min=1e-9).rsqrt().clamp(*BOUNDS)
     return ((by_size * of_mean + nrmse_squared) * voxels * batch.per_voxel).sum() / crops

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.dblurdosenet import DIVISOR, SLOPE, WINDOW, DblurDoseNet, Network, UNet
-from models.errors import ModelRejected
+from models.errors import ModelRejected, out_of_memory
 
 Float32 = NDArray[np.float32]
 Precision = Literal["exact", "fast"]
@@ -86,8 +86,8 @@ class Streaming:
         for device, batch in self._attempts():
             try:
                 result = self._run(device, batch, spect, density, progress)
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
                     raise
                 _forget(device)
                 failed = (device, batch)
@@ -332,11 +332,6 @@ def _arithmetic(precision: Precision) -> Iterator[None]:
     finally:
         for backend, setting in zip(backends, before, strict=True):
             backend.fp32_precision = setting
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # The CPU's allocator has no exception class of its own.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _forget(device: str) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -349,12 +349,13 @@ class _Run:
         for name, parameter in self.network.named_parameters():
             moments = self.optimiser.state.get(parameter, {})
             content |= {f"{key}/{name}": moments[key].cpu().numpy() for key in MOMENTS if key in moments}
-        part = self.folder / f".{CHECKPOINT}.{os.getpid()}.part"
-        with part.open("wb") as file:
-            np.savez(file, **content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.folder / CHECKPOINT)
+        path = self.folder / CHECKPOINT
+        try:
+            _replace(path, lambda file: np.savez(file, **content))
+        except OSError as error:
+            raise ModelRejected(
+                f"{path} cannot be written: {error}", "Make room; the last checkpoint stands: train again"
+            ) from error
 
     def resume(self) -> None:
         """Go on from the folder's checkpoint, if there is one.
@@ -523,14 +524,31 @@ def _part(content: dict[str, NDArray[Any]], of: str) -> dict[str, Tensor]:
 def _cut_log(path: Path, step: int) -> None:
     """Lines of steps that were done after the checkpoint and will be done again."""
     if path.exists():
-        kept = [
-            line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step
-        ]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        kept = [json.dumps(entry) for entry in read_log(path) if entry["step"] <= step]
+        _replace(path, lambda file: file.write("".join(f"{line}\n" for line in kept).encode()))
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside its place and move it there whole."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_log(path: Path) -> Iterator[dict[str, float]]:
-    """The lines of a log: of training with "loss", of validation with "validation" and "dvk"."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry: dict[str, float] = json.loads(line)
+    """The lines of a log: of training with "loss", of validation with "validation" and "dvk".
+
+    A line that is cut off, as where the power went, ends it.
+    """
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry: dict[str, float] = json.loads(line)
+        except ValueError:
+            return
         yield entry

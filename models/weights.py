@@ -52,7 +52,8 @@ class Manifest:
     camera: for whose images the weights hold: ``resolution_fwhm_mm`` [low, high] is read by the node, the
         rest (name, collimator, reconstruction ...) by people.
     training: data, recipe, seed. metrics: what the evaluation found. ood: name -> [low, high], the ratio of
-        the network's energy to DVK's that the evaluation saw, ``body`` and ``roi``; empty where unknown.
+        the network's energy to DVK's that the evaluation lets expect: ``body``, ``roi`` (any VOI), and
+        classes of `pipeline.vois`; empty where unknown.
     version, date (ISO), software: of the weights and of what made them. sha256: of weights.safetensors.
     """
 

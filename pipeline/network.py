@@ -44,6 +44,7 @@ from pipeline.dvk import dvk_dose_rate
 from pipeline.errors import EngineFailed, InputRejected
 from pipeline.kernels import kernel_sha256
 from pipeline.network_grid import NetworkGrid, network_grid
+from pipeline.vois import HEALTHY_LIVER, VoiClass, sized, voi_class
 from pipeline.volume import Grid, Volume
 
 if TYPE_CHECKING:
@@ -157,6 +158,8 @@ def cnn_dose_rate(request: DoseRequest, progress: Progress = silent) -> DoseRate
     raises: as `pipeline.dose_rate.Engine` says; InputRejected also for weights that are missing, altered, for
         another nuclide, or no correction of DVK.
     """
+    from models.errors import out_of_memory
+
     settings = request.network
     if settings is None or not settings.weights:
         raise InputRejected(
@@ -175,7 +178,7 @@ def cnn_dose_rate(request: DoseRequest, progress: Progress = silent) -> DoseRate
     try:
         found, device, notes = _corrected(request, weights, dvk.volume.array, progress)
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             # A CUDA fault leaves the process without a usable GPU: only a new process can go on.
             raise EngineFailed(
                 f"the network failed: {error}",
@@ -264,11 +267,15 @@ def _corrected(
     """DVK's map with what the network adds, mGy/h on the dose grid; the device; its notes."""
     import torch
 
+    from models.errors import out_of_memory
+
     chosen, notes = usable_device(request.device)
     notes = tuple(note.replace("convolved on the CPU", "the network ran on the CPU") for note in notes)
     try:
         found, device, more = _on_the_way(request, weights, dvk, chosen, progress)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if chosen == "cpu" or not out_of_memory(error):
+            raise
         torch.cuda.empty_cache()
         found, device, more = _on_the_way(request, weights, dvk, "cpu", progress)
         notes += (f"GPU memory did not suffice on {chosen}: the network ran on the CPU",)
@@ -304,11 +311,6 @@ def _on_the_way(
     mass_density = torch.from_numpy(density).to(used)
     found = lattice.brought_back(change, mass_density, dvk, request.density.array)
     return found, used, streaming.notes
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # PyTorch's allocator on the CPU has no exception class of its own.
-    return isinstance(error, MemoryError) or "allocate memory" in str(error)
 
 
 def lattice_for(grid: Grid, manifest: Manifest) -> NetworkGrid:
@@ -363,7 +365,7 @@ def _inputs(request: DoseRequest, lattice: NetworkGrid, device: str) -> tuple[Fl
 
 
 def _unusual(request: DoseRequest, manifest: Manifest, found: Float32, dvk: Float32) -> Iterator[str]:
-    """What the weights' evaluation never saw: energy in the whole map and in each ROI, relative to DVK's."""
+    """More than the weights' evaluation saw: energy in the whole map and in each ROI, relative to DVK's."""
     if not {"body", "roi"} <= set(manifest.ood):
         yield (
             f"the network weights {manifest.name} do not state how far their evaluation differed from DVK: "
@@ -380,14 +382,23 @@ def _unusual(request: DoseRequest, manifest: Manifest, found: Float32, dvk: Floa
         expected = float(np.vdot(dvk[mask], weight))
         if expected > 0:
             ratio = float(np.vdot(found[mask], weight)) / expected
-            yield from _flagged(ratio, manifest, "roi", f"the energy that the network finds in {name!r}")
+            kind = _limited_as(name, int(mask.sum()) * request.density.grid.voxel_volume_ml, manifest)
+            yield from _flagged(ratio, manifest, kind, f"the energy that the network finds in {name!r}")
+
+
+def _limited_as(name: str, volume_ml: float, manifest: Manifest) -> str:
+    """Whose range holds for a ROI: its class's, where the evaluation saw enough of it, else any VOI's."""
+    kind = sized(voi_class(name), volume_ml)
+    # A ROI "liver" holds its lesions too; the class is what is left without them.
+    whole_liver = kind is VoiClass.HEALTHY_LIVER and HEALTHY_LIVER not in name.lower()
+    return "roi" if whole_liver or str(kind) not in manifest.ood else str(kind)
 
 
 def _flagged(ratio: float, manifest: Manifest, kind: str, what: str) -> Iterator[str]:
     low, high = manifest.ood[kind]
     if not low <= ratio <= high:
         yield (
-            f"{what} is {ratio:.3g} times DVK's; the evaluation of the weights {manifest.name} saw "
+            f"{what} is {ratio:.3g} times DVK's; the evaluation of the weights {manifest.name} expects "
             f"{low:.3g} to {high:.3g}: judge it before use"
         )
 

@@ -32,8 +32,8 @@ from pipeline.learning.comparison import tally
 from pipeline.learning.evaluation import Method, classical_methods, evaluate, network_method
 from pipeline.learning.example import Example
 from pipeline.learning.results import DVK, MC, NETWORK_NAMES, Evaluation
-from pipeline.learning.vois import judged_vois
 from pipeline.network import load_weights
+from pipeline.vois import judged_vois
 
 if TYPE_CHECKING:
     from models.weights import Weights

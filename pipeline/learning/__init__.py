@@ -8,7 +8,6 @@
     facts.py       what manifest and card state of training, read from what was made
     recipe.py      generate, train, evaluate, publish: stages that can be interrupted
     metrics.py     the paper's metrics, of one map in one VOI
-    vois.py        which VOIs are judged, and their classes
     evaluation.py  every method on every patient -> results.py (kept as JSON)
     comparison.py  reductions against DVK and Monte Carlo, p values, where a method is worse
     paper.py       what the paper found, and what is asked of weights

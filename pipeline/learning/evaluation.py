@@ -23,7 +23,7 @@ from pipeline.learning import metrics
 from pipeline.learning.example import Example, Realisation
 from pipeline.learning.metrics import DOSE_RATE_LEVELS
 from pipeline.learning.results import DVK, MC, Evaluation, Figures, NoiseResult, PatientResult, VoiResult
-from pipeline.learning.vois import BODY, HEALTHY_LIVER, VoiClass, judged_vois, sized, voi_class
+from pipeline.vois import BODY, HEALTHY_LIVER, VoiClass, judged_vois, sized, voi_class
 from pipeline.volume import Grid, Triple
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from pipeline.learning.figures_sheet import (
     power_norm,
 )
 from pipeline.learning.results import Evaluation, Metric
-from pipeline.learning.vois import VoiClass, vois_of_kind
+from pipeline.vois import VoiClass, vois_of_kind
 from pipeline.volume import Grid
 
 Array = NDArray[Any]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pipeline.learning.comparison import noise_summary, summary
 from pipeline.learning.results import CNN, DVK, MC, Evaluation, Metric
-from pipeline.learning.vois import VoiClass
+from pipeline.vois import VoiClass
 
 REDUCTIONS: Mapping[VoiClass, Mapping[tuple[Metric, str], float]] = {
     kind: {

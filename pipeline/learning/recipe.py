@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,8 +40,8 @@ from pipeline.errors import InputRejected
 from pipeline.learning import generate as generating
 from pipeline.learning.example import Example, described, load
 from pipeline.learning.scene import Patient, Split, given_scene
-from pipeline.learning.vois import judged_vois
 from pipeline.simulate.camera import SpectCamera
+from pipeline.vois import judged_vois
 
 if TYPE_CHECKING:
     from models.dblurdosenet import Network
@@ -56,6 +57,8 @@ GOING_ON = 0.5
 """Of the learning rate: for weights that training goes on from."""
 HELD_BACK = 5
 """Of a hospital's own patients one in so many is judged, and one in so many looked at while training."""
+GIVEN = "patients.json"
+"""In the folder of a training: a hospital's patients in the order in which they came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +177,10 @@ def run(work: Work, stages: Sequence[str] = STAGES) -> None:
 # ------------------------------------------------------------------------------------------------- generate
 
 
-def patients_of(recipe: Recipe) -> list[Patient]:
+def patients_of(recipe: Recipe, folder: Path) -> list[Patient]:
     """Who is made, in that order: first some to begin with, then those that judge, then all others."""
     if recipe.data is not None:
-        return given_patients(recipe.data)
+        return given_patients(recipe.data, folder)
     by_split: dict[str, list[Patient]] = {"train": [], "validation": [], "test": []}
     for patient in generating.plan(recipe.train, recipe.validation, recipe.test):
         by_split[patient.split].append(patient)
@@ -185,9 +188,10 @@ def patients_of(recipe: Recipe) -> list[Patient]:
     return first + by_split["validation"] + by_split["test"] + others
 
 
-def given_patients(data: Path) -> list[Patient]:
+def given_patients(data: Path, folder: Path) -> list[Patient]:
     """A hospital's patients: one in five is judged, and one in five only looked at while training.
 
+    folder: keeps who came first, so that whom training has seen is never judged by, whoever is added.
     raises: InputRejected for a folder with fewer than four.
     """
     names = sorted(path.parent.name for path in data.glob("*/activity.npz"))
@@ -199,15 +203,37 @@ def given_patients(data: Path) -> list[Patient]:
     splits: dict[int, Split] = {0: "test", 1: "validation"}
     return [
         Patient(name, splits.get(k % HELD_BACK, "train"), 20_000 + k, "given", "given")
-        for k, name in enumerate(names)
+        for k, name in enumerate(_known_first(names, folder))
+        if name in names
     ]
+
+
+def _known_first(names: Sequence[str], folder: Path) -> list[str]:
+    """Those of earlier calls in the order in which they came, then the new ones; written down."""
+    path = folder / GIVEN
+    try:
+        known: list[str] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = []
+    except ValueError as error:
+        raise InputRejected(
+            f"{path} cannot be read: {error}",
+            "Restore it, or begin in an empty folder: it says who is judged by",
+        ) from error
+    ordered = [*known, *(name for name in names if name not in known)]
+    if ordered != known:
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(ordered), encoding="utf-8")
+        part.replace(path)
+    return ordered
 
 
 def generate(work: Work, left: Callable[[], float]) -> None:
     """Make the examples that are missing, until generation's share of the hours is over."""
     recipe = work.recipe
     first, end = recipe.chosen or (0, None)
-    chosen = patients_of(recipe)[first:end]
+    chosen = patients_of(recipe, work.folder)[first:end]
     seconds = min(GENERATING * recipe.hours * HOUR_S, left())
     began = work.clock()
     if recipe.workers == 1:
@@ -327,6 +353,7 @@ def _beginning(work: Work, architecture: str) -> tuple[Network, training.Setting
         return training.fresh(architecture, recipe.middle, settings.seed), settings
     found = weights.load(recipe.start_from)
     known = found.manifest
+    settings = replace(settings, in_plane=_in_plane_of(work.folder, known.voxel_mm, settings.in_plane))
     voxel = _voxel_of(work.folder, settings.in_plane)
     for what, theirs, ours in (
         ("architecture", known.architecture, architecture),
@@ -342,6 +369,12 @@ def _beginning(work: Work, architecture: str) -> tuple[Network, training.Setting
     rate = settings.learning_rate * GOING_ON
     going_on = replace(settings, learning_rate=rate, hold_norm=0.0, started_from=begun, mix=recipe.mix)
     return found.network, going_on
+
+
+def _in_plane_of(folder: Path, voxel_mm: Sequence[float], usual: int) -> int:
+    """So many of the examples' voxels make one of the weights', whatever the device would take by itself."""
+    merged = voxel_mm[1] / _voxel_of(folder, 1)[1]
+    return round(merged) if math.isclose(merged, round(merged), rel_tol=1e-3) and merged > 0.5 else usual
 
 
 def _said_mm(voxel: Sequence[float]) -> str:
@@ -443,6 +476,7 @@ def publish(work: Work, left: Callable[[], float]) -> None:
     checkpoint = training.read_checkpoint(folder / training.CHECKPOINT)
     network = training.averaged_network(checkpoint)
     trained = facts.training_facts(told, checkpoint, training.read_log(folder / training.LOG))
+    trained |= _before(recipe, trained)
     manifest = weights.Manifest(
         name=recipe.name,
         architecture=architecture,
@@ -456,7 +490,7 @@ def publish(work: Work, left: Callable[[], float]) -> None:
         date=work.today,
         software=recipe.software,
     )
-    again = f"dicomnode train {work.folder.name} {_budget(recipe, trained)} --device {recipe.device}"
+    again = f"dicomnode train {work.folder.name} {_budget(recipe, trained)}"
     target = work.folder / "weights" / recipe.name
     weights.save(
         target,
@@ -468,13 +502,33 @@ def publish(work: Work, left: Callable[[], float]) -> None:
     work.tell(f"weights in {target}")
 
 
+def _before(recipe: Recipe, trained: Mapping[str, Any]) -> dict[str, Any]:
+    """What the weights that training began with say of their own training, and what all of it comes to."""
+    from models import weights
+
+    begun = trained["settings"].get("started_from", "")
+    if not begun or recipe.start_from is None:
+        return {}
+    known = weights.load(recipe.start_from).manifest
+    if f"{known.name}, sha256 {known.sha256}" != begun:
+        return {}
+    earlier = known.training
+    return {
+        f"{what}_in_all": round(trained[what] + earlier.get(f"{what}_in_all", earlier.get(what, 0)), 2)
+        for what in ("steps", "hours")
+    } | {"before": {"name": known.name, "sha256": known.sha256, "training": dict(earlier)}}
+
+
 def _budget(recipe: Recipe, trained: Mapping[str, Any]) -> str:
     """The options that train the network as it was trained, whatever this call was given."""
     settings = trained["settings"]
-    begun = settings.get("started_from", "").partition(",")[0]
+    begun, _, sha256 = settings.get("started_from", "").partition(", sha256 ")
     start = f" --start-from {begun}" if begun else ""
     if settings.get("mix", 1) != 1:
         start += f" --mix {settings['mix']:g}"
+    start += f" --device {recipe.device}"
+    # The name may be another's as soon as these are published in its place.
+    start += f"   # from {begun} of sha256 {sha256}" if begun else ""
     if settings.get("seconds") is None:
         return f"--steps {settings['steps']}{start}"
     hours = float(settings["seconds"]) * len(recipe.architectures) / TRAINING / HOUR_S

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.learning import paper
 from pipeline.learning.comparison import (
+    LEAST_TO_LIMIT,
     SIGNIFICANT,
     Spread,
     Summary,
@@ -23,8 +24,8 @@ from pipeline.learning.comparison import (
 )
 from pipeline.learning.metrics import PairedTest
 from pipeline.learning.results import CNN, DVK, MC, METRICS, Evaluation, Metric, VoiResult
-from pipeline.learning.vois import BODY, LEAST_LESION_ML, LESIONS, VoiClass
 from pipeline.simulate.families import FAMILIES
+from pipeline.vois import BODY, LEAST_LESION_ML, LESIONS, VoiClass
 
 if TYPE_CHECKING:
     from models.weights import Manifest
@@ -46,8 +47,8 @@ LIMITS = (
     "here is larger than the paper's, a reduction is easier to reach."
 )
 SHARED = (
-    " Organs of the test patients have shapes and textures that training did not see; sizes, forms, "
-    "contrasts and CT numbers of lesions follow one law in both."
+    " Organs and lesions of the test patients have shapes and textures that training did not see; lesions' "
+    "range of contrasts, what tissues hold, the camera and the way of reconstructing are those of both."
 )
 SIGNIFICANT_P = 0.05
 
@@ -305,16 +306,21 @@ def worse_section(evaluation: Evaluation, method: str = CNN) -> str:
 
 
 def energy_table(evaluation: Evaluation, method: str = CNN) -> str:
-    """Energy rate over DVK's, Σ dose rate · density: the extremes seen."""
+    """Energy rate over DVK's, Σ dose rate · density: beyond what the node flags."""
     rows = [
         ("whole body" if name == BODY else "any VOI" if name == "roi" else name, f"{low:.3f}", f"{high:.3f}")
         for name, (low, high) in energy_limits(evaluation, method).items()
     ]
     if not rows:
-        return "Not known: there is no such network here, or DVK's dose rate is zero."
+        return (
+            "Not known: there is no such network here, DVK's dose rate is zero, or there are fewer than "
+            f"{LEAST_TO_LIMIT} of each kind."
+        )
     return (
-        f"Energy rate (Σ dose rate · density) of {method} over that of DVK. The node flags results outside "
-        "of the first two ranges.\n\n" + table(("where", "lowest", "highest"), rows)
+        f"Energy rate (Σ dose rate · density) of {method} over that of DVK: a range that holds all that were "
+        "seen, and the next one with 99 %. The node flags what lies outside: of the whole body, and of each "
+        "ROI by the class that its name says, else by that of any VOI.\n\n"
+        + table(("where", "lowest", "highest"), rows)
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import InputRejected
-from pipeline.learning.vois import VoiClass, sized
+from pipeline.vois import VoiClass, sized
 
 DVK, MC, CNN = "DVK", "MC", "CNN"
 NO_RESIDUAL, PLAIN_2D = "CNN no residual", "CNN 2D"

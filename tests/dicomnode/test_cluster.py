@@ -324,7 +324,7 @@ def test_a_scheduler_that_goes_away_costs_no_attempt_and_work_goes_on_when_it_is
 ) -> None:
     with running(tmp_path, workers=1) as cluster:
         # It is called in vain for so long.
-        cluster.connect_timeout_s = 15.0
+        cluster.connect_timeout_s = 5.0
         config = cluster.config(tmp_path, timeout_s=1e6)
         executor = executor_for(config)
         computer = Computer(config, ledger, executor, hangs_first)

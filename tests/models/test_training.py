@@ -230,7 +230,8 @@ def test_with_exponent_two_errors_count_relative_to_the_dose() -> None:
 
 
 def test_a_voi_counts_by_mean_and_nrmse_and_by_the_part_of_it_that_is_there() -> None:
-    settings = replace(SMALL, voi_weight=1.0, loss_floor=1e9)  # the voxels by themselves count for nothing
+    # The voxels by themselves count for nothing.
+    settings = replace(SMALL, voi_weight=1.0, loss_floor=1e9, in_plane=2)
     truth = torch.full((1, 4, 32, 32), 500.0)
     vois = torch.zeros(truth.shape, dtype=torch.uint8)
     vois[:, :, :16] = 3
@@ -250,8 +251,8 @@ def test_a_voi_counts_by_mean_and_nrmse_and_by_the_part_of_it_that_is_there() ->
 
 @pytest.mark.parametrize(("voxels", "k"), [(22, 0.5), (110, 0.5**0.5), (220, 1.0), (880, 2.0), (11000, 4.0)])
 def test_the_mean_of_a_larger_voi_counts_more(voxels: int, k: float) -> None:
-    assert USUAL_VOXELS == 220
-    settings = replace(SMALL, voi_weight=1.0, loss_floor=1e9)
+    assert USUAL_VOXELS == 4 * 220
+    settings = replace(SMALL, voi_weight=1.0, loss_floor=1e9, in_plane=2)
     truth = torch.full((1, 8, 40, 40), 500.0)
     per_voxel = torch.zeros(1, MOST_VOIS)
     per_voxel[0, 3] = 1 / voxels

@@ -254,11 +254,32 @@ def test_a_result_outside_the_range_of_the_evaluation_is_flagged_with_region_and
     of_body = float((found.volume.array * rho).sum() / (dvk * rho).sum())
     of_roi = float((found.volume.array * rho)[mask].sum() / (dvk * rho)[mask].sum())
     assert f"{of_body:.3g} times DVK's" in body
-    assert "saw 5 to 6" in body
+    assert "expects 5 to 6" in body
     assert "'Liver'" in roi
     assert f"{of_roi:.3g} times DVK's" in roi
-    assert "saw 7 to 8" in roi
+    assert "expects 7 to 8" in roi
     assert set(found.flags) <= set(found.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Left Kidney", "3 to 4"),
+        ("lesion 2", "5 to 6"),
+        ("Liver", "7 to 8"),  # with its lesions: not the class "healthy liver"
+        ("healthy liver", "1.5 to 2"),
+        ("GTV", "7 to 8"),
+    ],
+)
+def test_a_region_is_held_to_the_range_of_its_class(tmp_path: Path, name: str, expected: str) -> None:
+    folder = tmp_path / "of-classes"
+    classes = {"left kidney": (3.0, 4.0), "lesion": (5.0, 6.0), "healthy liver": (1.5, 2.0)}
+    untrained_weights.write(folder, ood={"body": (0.01, 100.0), "roi": (7.0, 8.0), **classes})
+    asked = small(folder)
+    mask = np.zeros(asked.density.grid.shape, bool)
+    mask[4:8, 20:26, 15:25] = True
+    (flag,) = cnn_dose_rate(replace(asked, regions={name: mask})).flags
+    assert f"expects {expected}: judge it" in flag
 
 
 def test_where_dvk_finds_no_energy_at_all_the_result_is_flagged_and_not_lost(weights: Path) -> None:
@@ -329,8 +350,11 @@ def test_a_gpu_that_breaks_is_a_failed_attempt(weights: Path, monkeypatch: pytes
             "pipeline.network_grid.NetworkGrid.brought_back",
             RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
         ),
+        ("models.streaming.Streaming.residual", RuntimeError("CUDA error: out of memory")),
+        ("models.streaming.Streaming.residual", RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
+        ("models.streaming.Streaming.residual", RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling")),
     ],
-    ids=["in the network", "on the way back"],
+    ids=["in the network", "on the way back", "CUDA", "cuDNN", "cuBLAS"],
 )
 def test_memory_that_does_not_suffice_is_a_failed_attempt(
     weights: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception

@@ -18,7 +18,7 @@ from pipeline.learning import comparison, evaluation, metrics, paper, results
 from pipeline.learning.evaluation import Method
 from pipeline.learning.example import Example
 from pipeline.learning.results import CNN, DVK, MC, Evaluation, VoiResult
-from pipeline.learning.vois import VoiClass, judged_vois, voi_class
+from pipeline.vois import VoiClass, judged_vois, voi_class
 from tests.pipeline.learning import synthetic
 
 Array = NDArray[np.float32]
@@ -325,16 +325,33 @@ def test_the_papers_dvk_follows_from_its_network_and_the_reduction() -> None:
     assert math.isnan(paper.dvk_error(VoiClass.SPLEEN, "nrmse"))
 
 
-def test_energy_limits_are_the_extremes_seen() -> None:
-    examples = [synthetic.example(1), synthetic.example(2)]
-    factors = iter([0.9, 0.9, 1.2, 1.2])  # each patient once with and once without activity
+def with_energies(*ratios: float) -> Evaluation:
+    """So many patients, the network's map DVK's times these."""
+    factors = iter([ratio for ratio in ratios for _ in range(2)])  # with and without activity
 
     def scaled(example: Example) -> Array:
         return np.asarray(example.dvk * np.float32(next(factors)))
 
-    limits = comparison.energy_limits(evaluated(*examples, cnn=scaled))
-    for name in ("body", "roi", "lesion", "spleen"):
-        assert limits[name] == (pytest.approx(0.9, rel=1e-5), pytest.approx(1.2, rel=1e-5))
+    return evaluated(*(synthetic.example(k + 1) for k in range(len(ratios))), cnn=scaled)
+
+
+def test_energy_limits_hold_what_was_seen_and_nearly_all_that_is_to_come() -> None:
+    ratios = [0.96, 1.0, 1.01, 0.99, 1.04, 0.98]
+    limits = comparison.energy_limits(with_energies(*ratios))
+    # Prediction interval of 99 % for the seventh: t(5) = 4.032.
+    logarithms = np.log(ratios)
+    half = 4.032 * logarithms.std(ddof=1) * np.sqrt(7 / 6)
+    expected = np.exp([logarithms.mean() - half, logarithms.mean() + half])
+    for name in ("body", "spleen", "left kidney"):
+        assert limits[name] == pytest.approx(tuple(expected), rel=1e-3)
+    assert limits["roi"][0] < 0.96
+    assert limits["roi"][1] > 1.04
+
+
+def test_of_few_there_are_no_energy_limits() -> None:
+    limits = comparison.energy_limits(with_energies(0.9, 1.2, 1.0, 1.0))
+    assert not {"body", "spleen"} & limits.keys()
+    assert limits["roi"][0] < 0.9
 
 
 # ── worse than DVK ───────────────────────────────────────────────────────────────────────────────

@@ -14,7 +14,7 @@ from PIL import Image
 from pipeline.learning import evaluation, figures
 from pipeline.learning.figures import Scene
 from pipeline.learning.results import CNN
-from pipeline.learning.vois import judged_vois
+from pipeline.vois import judged_vois
 from tests.pipeline.learning import synthetic
 
 LARGEST = 300_000

@@ -226,8 +226,8 @@ def test_samples_are_scaled_by_the_activity_of_the_whole_field(tmp_path: Path) -
     )
 
 
-def test_some_to_learn_from_and_those_that_judge_come_first() -> None:
-    patients = recipes.patients_of(Recipe(train=30, validation=2, test=5))
+def test_some_to_learn_from_and_those_that_judge_come_first(tmp_path: Path) -> None:
+    patients = recipes.patients_of(Recipe(train=30, validation=2, test=5), tmp_path)
     assert [p.split for p in patients[:15]] == ["train"] * 8 + ["validation"] * 2 + ["test"] * 5
     assert len(patients) == 37
     assert len({p.patient_id for p in patients}) == 37
@@ -238,9 +238,27 @@ def test_a_hospital_needs_patients_for_each_purpose(tmp_path: Path) -> None:
         (tmp_path / f"p{number}").mkdir()
         (tmp_path / f"p{number}" / "activity.npz").touch()
     with pytest.raises(InputRejected, match="holds 3 patients"):
-        recipes.given_patients(tmp_path)
+        recipes.given_patients(tmp_path, tmp_path / "out")
     with pytest.raises(InputRejected, match="no folder"):
         Recipe(data=tmp_path / "nowhere")
+
+
+def test_a_patient_stays_what_he_is_when_others_come_or_go(tmp_path: Path) -> None:
+    """Whom training has seen must never be judged by."""
+
+    def add(*names: str) -> None:
+        for name in names:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "activity.npz").touch()
+
+    add(*"bcdefgh")
+    before = {p.patient_id: p for p in recipes.given_patients(tmp_path, tmp_path / "out")}
+    add("a")
+    (tmp_path / "d" / "activity.npz").unlink()
+    after = {p.patient_id: p for p in recipes.given_patients(tmp_path, tmp_path / "out")}
+    assert after.keys() == {*"abcefgh"}
+    assert all(after[name] == before[name] for name in "bcefgh")
+    assert {p.split for p in after.values()} == {"train", "validation", "test"}
 
 
 def test_generation_ends_with_its_share_of_the_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

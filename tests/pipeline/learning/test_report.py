@@ -13,7 +13,7 @@ import pytest
 
 from models.weights import Manifest
 from pipeline.learning import evaluation, report
-from pipeline.learning.comparison import Spread, energy_limits
+from pipeline.learning.comparison import Spread
 from pipeline.learning.metrics import PairedTest
 from pipeline.learning.results import CNN, DVK, MC, PLAIN_2D, Evaluation
 from tests.pipeline.learning import synthetic
@@ -121,8 +121,10 @@ def test_errors_stand_beside_the_papers_and_the_labels_noise() -> None:
 
 def test_the_limits_say_what_tests_share_with_training() -> None:
     other = replace(found(), patients=tuple(replace(p, family="stylised") for p in found().patients))
-    assert "lesions follow one law in both" in report.model_card(manifest(), other, 1, "")
-    assert "lesions follow one law" not in report.model_card(manifest(), found(), 1, "")
+    assert "lesions of the test patients have shapes and textures" in report.model_card(
+        manifest(), other, 1, ""
+    )
+    assert "lesions of the test patients have" not in report.model_card(manifest(), found(), 1, "")
 
 
 def test_worse_vois_are_named_with_the_criterion() -> None:
@@ -161,7 +163,7 @@ def test_the_manifests_figures_are_plain_numbers() -> None:
     assert figures["patients"] == 2
     assert figures["vois"]["lesion"]["mean_error_below_DVK"] == pytest.approx(0.5, abs=1e-3)
     assert figures["worse_than_DVK_by_more_than_noise"] == 0
-    assert manifest(metrics=figures, ood=energy_limits(found())).ood["body"][0] > 0.9
+    assert manifest(metrics=figures).metrics["patients"] == 2
 
 
 def test_pieces() -> None:
