@@ -131,9 +131,10 @@ class Assembler:
             return
         reason = f"{chosen.reason}; {note}" if note else chosen.reason
         inputs, sha256 = chosen.inputs.to_json(), chosen.sha256
-        if self._ledger.assembled(case, now, inputs, sha256, chosen.identity, reason) is not None:
+        complete = self._ledger.assembled(case, now, inputs, sha256, chosen.identity, reason)
+        if complete is not None:
             log.info("case %d is complete: %s", case.id, reason)
-        self._forget(case)
+        self._forget(case, goes_on=complete is not None)
 
     def _chosen_of(self, case: Case, now: float) -> _Chosen | None:
         """What the case is to be computed from. returns: None when it needs no computing. Raises Rejected."""
@@ -204,7 +205,7 @@ class Assembler:
         if delivered and not any(i.sop_class_uid in INPUT_CLASSES for i in instances):
             reason = "nothing that a result is made from has come since the inputs were removed"
             self._ledger.nothing_new(case, now, reason)
-            self._forget(case)
+            self._forget(case, goes_on=True)
             return True
         objects = sum(series.objects for series in removed if not series.discarded)
         day = datetime.fromtimestamp(max(series.removed_at for series in removed)).date()
@@ -220,16 +221,16 @@ class Assembler:
             # It may have been what was missing; the case is looked at again when it is quiet.
             log.info("case %d: an object arrived while it was looked at", case.id)
             return
-        self._forget(case)
+        self._forget(case, goes_on=False)
         log.warning(
             "case %d is HELD: %s", case.id, without_identity(str(Rejected(held.reason, held.remedy)), held)
         )
 
-    def _forget(self, case: Case) -> None:
+    def _forget(self, case: Case, *, goes_on: bool) -> None:
         self._waiting.pop(case.id, None)
         self._chosen.pop(case.id, None)
         self._seen.pop(case.id, None)
-        self._comparison.forget(case)
+        self._comparison.forget(case, goes_on=goes_on)
 
 
 def _missing_again(instances: list[Instance], removed: list[RemovedSeries]) -> int:

@@ -10,9 +10,19 @@ from dicomnode.config import Fetch
 from dicomnode.errors import Incomplete
 from dicomnode.ledger import Ledger
 from dicomnode.patience import lasts
-from dicomnode.records import Case
+from dicomnode.records import Case, Enquiry, Want
 
 _NOBODY = "its counts were not compared: no PACS answered"
+_WITHOUT = (
+    "`dicomnode discard` the series; with [fetch] check_counts = false `dicomnode retry` computes without "
+    "them"
+)
+_LET_SEND = f"Let PACS send them, or {_WITHOUT}"
+_MISSENT = (
+    "Correct the host and port that PACS has for our AE title to those of this node, or set [fetch] by = "
+    f'"get"; then `dicomnode retry`. Or {_WITHOUT}'
+)
+_WAIT = "Wait until it has ended; then `dicomnode retry` asks again"
 
 
 class Comparison:
@@ -33,32 +43,73 @@ class Comparison:
         returns: None while PACS are asked; then what a person should know of it, usually nothing. Raises
         Incomplete when a PACS has more of its series, and it did not come.
         """
-        if not self._settings.ask or not self._settings.check_counts:
+        if not self._settings.ask:
+            return ""
+        if not self._settings.check_counts:
+            self._check_pull(case)
             return ""
         want = self._ledger.wanted(case.id)
         if want is None or want.as_of != case.last_instance_at or want.lacking:
             self._ledger.want(case, now, "", ())
             return None
-        if want.differs:
-            raise Incomplete(
-                want.differs,
-                "Let PACS send them, or `dicomnode discard` the series; with [fetch] check_counts = false "
-                "`dicomnode retry` computes without them",
-            )
+        # Before what is outstanding: an enquiry that ends in between has written it down.
+        asked = self._ledger.asking(case.id)
+        self._check_outstanding(case)
         if want.settled:
             often = want.requests >= self._settings.max_requests
             return f"PACS were asked about it {want.requests} times and are asked no more" if often else ""
         within_s = self._settings.check_within_s
-        return None if lasts(want.opened_at + within_s, now, within_s) else _NOBODY
+        if lasts(want.opened_at + within_s, now, within_s):
+            return None
+        if asked is not None:
+            raise Incomplete(f"{asked.peer} is asked about its counts and has not answered yet", _WAIT)
+        return self._not_compared(case, want)
+
+    def _check_pull(self, case: Case) -> None:
+        """Raises Incomplete while what a PACS named is being pulled: what has come of it may look whole."""
+        for asked, objects in self._ledger.outstanding(case.id, self._settings.ask):
+            if asked.outcome == "asking":
+                raise Incomplete(_still_missing(asked, objects), _WAIT)
+
+    def _check_outstanding(self, case: Case) -> None:
+        """Raises Incomplete when something is not here that a PACS has named, however long ago."""
+        left = self._ledger.outstanding(case.id, self._settings.ask)
+        if left:
+            by_move = self._settings.by == "move"
+            missent = by_move and any(asked.outcome == "sent" for asked, _ in left)
+            reason = "; ".join(_still_missing(asked, objects) for asked, objects in left)
+            raise Incomplete(reason, _MISSENT if missent else _LET_SEND)
+
+    def _not_compared(self, case: Case, want: Want) -> str:
+        """Why a case goes on whose counts nobody has confirmed."""
+        answered = {e.peer: e for e in self._ledger.enquiries(case.id) if e.at >= want.opened_at}
+        refused = [e.detail for e in answered.values() if e.outcome == "refused"]
+        return f"its counts were not compared: {'; '.join(refused)}" if refused else _NOBODY
 
     def is_asking(self, case: Case, now: float) -> bool:
-        """Whether PACS are about to be asked for what a case lacks: a person may just have said `retry`."""
-        want = self._ledger.wanted(case.id) if self._settings.ask else None
+        """Whether PACS are being asked for what a case lacks, or are about to: a person may just have said
+        `retry`."""
+        if not self._settings.ask:
+            return False
+        asked, timeout_s = self._ledger.asking(case.id), self._settings.timeout_s
+        if asked is not None and lasts(asked.at + timeout_s, now, timeout_s):
+            return True
+        want = self._ledger.wanted(case.id)
         if want is None or want.settled or want.requests:
             return False
         return lasts(want.opened_at + self._settings.check_within_s, now, self._settings.check_within_s)
 
-    def forget(self, case: Case) -> None:
-        """The case does not collect any more."""
+    def forget(self, case: Case, *, goes_on: bool) -> None:
+        """The case does not collect any more. goes_on: what PACS named of it is no question any more."""
         if self._settings.ask:
-            self._ledger.forget_want(case.id)
+            self._ledger.forget_want(case.id, named=goes_on)
+
+
+def _still_missing(asked: Enquiry, objects: int) -> str:
+    """In words."""
+    if asked.outcome == "asking":
+        return (
+            f"{asked.peer} has {objects} object(s) of its series that have not come yet: it is asked for them"
+        )
+    detail = f": {asked.detail}" if asked.detail else ""
+    return f"{asked.peer} has {objects} object(s) of its series that did not come{detail}"

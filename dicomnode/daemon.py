@@ -120,7 +120,11 @@ class Daemon:
             config, self.ledger, self._asked_over, self.intake.damaged, self._jumps, self._audit
         )
         self._fetcher = Fetcher(
-            config, self.ledger, lambda event, peer: self._storing.take(event, peer), audit=self._audit
+            config,
+            self.ledger,
+            lambda event, peer: self._storing.take(event, peer),
+            audit=self._audit,
+            flush=self.intake.flush,
         )
         self._notifier = Notifier(config.notify, self.ledger)
         self._retention = Retention(
@@ -175,6 +179,7 @@ class Daemon:
         """The work came to this node: what the last one left is gone on with."""
         self._retention.recover(now)
         self._computer.recover(now)
+        self._fetcher.recover()
 
     def _listen(self) -> int:
         try:

@@ -203,8 +203,6 @@ class Want:
     """In words; empty where only counts are compared."""
     kinds: frozenset[str]
     """"CT", "SPECT": of which it has none."""
-    differs: str
-    """What a PACS has of its series, and did not come; empty when nothing."""
     opened_at: float
     next_attempt_at: float
     requests: int
@@ -223,10 +221,12 @@ class Enquiry:
     at: float
     lacking: str
     missing: int
-    """Objects that it has and the node lacks."""
+    """Objects that it has and the node lacked."""
     came: int
+    """Of them, those that were here when it ended, whatever the PACS says that it sent."""
     outcome: str
-    """asking; agrees: it has nothing more; came; partly; failed; refused; unreachable."""
+    """asking; agrees: it has nothing more; came; partly; failed; sent: it says so, and they did not come;
+    refused; unreachable."""
     detail: str
 
 

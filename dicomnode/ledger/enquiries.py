@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import and_, delete, func, insert, select, update
+from sqlalchemy import Connection, and_, delete, func, insert, literal, select, update
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import in_chunks, known, still_collecting, to_case, to_record
-from dicomnode.ledger.schema import CASES, ENQUIRIES, INSTANCES, QUARANTINE, RESULTS, WANTS
-from dicomnode.ledger.steps import insert_row
+from dicomnode.ledger.schema import (
+    CASES,
+    ENQUIRIES,
+    INSTANCES,
+    OUTSTANDING,
+    QUARANTINE,
+    REMOVED_SERIES,
+    RESULTS,
+    WANTS,
+)
+from dicomnode.ledger.steps import insert_new, insert_row
 from dicomnode.records import Case, Enquiry, Held, Want
 from dicomnode.states import State
 
@@ -29,7 +38,6 @@ class Enquiries(Database):
             "as_of": case.last_instance_at,
             "lacking": lacking,
             "kinds": ",".join(sorted(kinds)),
-            "differs": "",
             "opened_at": now,
             "next_attempt_at": 0.0,
             "settled": 0,
@@ -67,10 +75,15 @@ class Enquiries(Database):
         by_case = {row.case_id: _to_want(row) for row in wants}
         return [(to_case(row), by_case[row.id]) for row in cases if row.id in by_case]
 
-    def forget_want(self, case_id: int) -> None:
-        """The case does not collect any more: the next time it is asked about anew."""
+    def forget_want(self, case_id: int, *, named: bool) -> None:
+        """The case does not collect any more: the next time it is asked about anew.
+
+        named: also what PACS named of it. A case that is HELD for the want of it keeps that.
+        """
         with self._decide() as connection:
             connection.execute(delete(WANTS).where(WANTS.c.case_id == case_id))
+            if named:
+                _forget_named(connection, ENQUIRIES.c.case_id == case_id)
 
     def begin_enquiry(self, case_id: int, peer: str, lacking: str, now: float) -> int:
         """A PACS is about to be asked. returns: the enquiry's number."""
@@ -79,18 +92,67 @@ class Enquiries(Database):
                 connection, ENQUIRIES, case_id=case_id, peer=peer, at=now, lacking=lacking, outcome="asking"
             )
 
-    def end_enquiry(self, number: int, outcome: str, *, missing: int, came: int, detail: str) -> None:
-        """What the PACS has of the case that the node lacks, and how much of it came."""
+    def named(self, number: int, objects: Mapping[str, Collection[str]]) -> None:
+        """A PACS has these objects and the node lacks them: nothing that follows may forget it.
+
+        What the same PACS named before is void. objects: Series Instance UID → SOP Instance UIDs.
+        """
+        rows = [
+            {"enquiry_id": number, "sop_instance_uid": uid, "series_instance_uid": series}
+            for series, uids in objects.items()
+            for uid in uids
+        ]
+        with self._decide() as connection:
+            mine = ENQUIRIES.c.id == number
+            asked = connection.execute(select(ENQUIRIES).where(mine)).one()
+            _forget_named(connection, ENQUIRIES.c.case_id == asked.case_id, ENQUIRIES.c.peer == asked.peer)
+            if rows:
+                insert_new(connection, OUTSTANDING, rows)
+            connection.execute(update(ENQUIRIES).where(mine).values(missing=len(rows)))
+
+    def outstanding(self, case_id: int, peers: Collection[str]) -> list[tuple[Enquiry, int]]:
+        """What these PACS named of a case and is not here: the enquiry that named it, and how many objects.
+
+        What a person has set aside since is not waited for.
+        """
+        counts = _not_here(ENQUIRIES.c.case_id == case_id, ENQUIRIES.c.peer.in_(list(peers))).subquery()
+        query = select(ENQUIRIES, counts.c.objects).join(counts, counts.c.id == ENQUIRIES.c.id)
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(ENQUIRIES.c.id)).all()
+        return [(to_record(Enquiry, row), row.objects) for row in rows]
+
+    def counted(self, number: int) -> tuple[int, int]:
+        """returns: how many objects an enquiry has named, and how many of them are here by now."""
+        mine = ENQUIRIES.c.id == number
+        with self._read() as connection:
+            missing: int = connection.execute(select(ENQUIRIES.c.missing).where(mine)).scalar_one()
+            row = connection.execute(_not_here(mine)).one_or_none()
+        return missing, missing - (0 if row is None else row.objects)
+
+    def asking(self, case_id: int) -> Enquiry | None:
+        """The enquiry about a case that has not ended."""
+        is_open = and_(ENQUIRIES.c.case_id == case_id, ENQUIRIES.c.outcome == "asking")
+        query = select(ENQUIRIES).where(is_open).order_by(ENQUIRIES.c.id.desc()).limit(1)
+        with self._read() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else to_record(Enquiry, row)
+
+    def end_enquiry(self, number: int, outcome: str, *, came: int, detail: str) -> None:
+        """What became of it. came: of what the PACS named, how much is here."""
         with self._decide() as connection:
             connection.execute(
                 update(ENQUIRIES)
                 .where(ENQUIRIES.c.id == number)
-                .values(outcome=outcome, missing=missing, came=came, detail=detail)
+                .values(outcome=outcome, came=came, detail=detail)
             )
 
-    def asked_about(
-        self, want: Want, next_attempt_at: float, *, settled: bool, differs: str, counts: bool
-    ) -> None:
+    def close_enquiries(self, detail: str) -> None:
+        """Nobody is being asked: enquiries that look open were left so by a node that was stopped."""
+        with self._decide() as connection:
+            left_open = update(ENQUIRIES).where(ENQUIRIES.c.outcome == "asking")
+            connection.execute(left_open.values(outcome="unreachable", detail=detail))
+
+    def asked_about(self, want: Want, next_attempt_at: float, *, settled: bool, counts: bool) -> None:
         """A round of enquiries has ended. counts: whether any PACS answered."""
         with self._decide() as connection:
             connection.execute(
@@ -102,7 +164,7 @@ class Enquiries(Database):
             connection.execute(
                 update(WANTS)
                 .where(WANTS.c.case_id == want.case_id, WANTS.c.as_of == want.as_of)
-                .values(settled=int(settled), differs=differs)
+                .values(settled=int(settled))
             )
 
     def enquiries(self, case_id: int) -> list[Enquiry]:
@@ -134,19 +196,63 @@ class Enquiries(Database):
                 )
         return held
 
+    def absent(self, case_id: int, sop_instance_uids: Collection[str]) -> set[str]:
+        """Those that are neither objects of the case nor our own results."""
+        uids = list(sop_instance_uids)
+        with self._read() as connection:
+            here = _our_results(connection, uids)
+            for chunk in in_chunks(uids):
+                mine = and_(INSTANCES.c.case_id == case_id, INSTANCES.c.sop_instance_uid.in_(chunk))
+                here |= set(connection.execute(select(INSTANCES.c.sop_instance_uid).where(mine)).scalars())
+        return set(uids) - here
+
     def unknown(self, study_instance_uid: str, sop_instance_uids: Collection[str]) -> set[str]:
         """Those that are neither here, nor our own results, nor were refused when they came."""
         uids = list(sop_instance_uids)
         with self._read() as connection:
-            here = known(connection, uids)
-            for chunk in in_chunks(uids):
-                ours = select(RESULTS.c.sop_instance_uid).where(RESULTS.c.sop_instance_uid.in_(chunk))
-                here |= set(connection.execute(ours).scalars())
+            here = known(connection, uids) | _our_results(connection, uids)
             refused = select(QUARANTINE.c.sop_instance_uid).where(
                 QUARANTINE.c.study_instance_uid == study_instance_uid
             )
             here |= set(connection.execute(refused).scalars())
         return set(uids) - here
+
+
+def _not_here(*which: Any) -> Any:
+    """Of which enquiries something is not here that they named: their ids, and how many `objects`."""
+    mine = INSTANCES.c.case_id == ENQUIRIES.c.case_id
+    same_series = INSTANCES.c.series_instance_uid == OUTSTANDING.c.series_instance_uid
+    here = _one(mine, INSTANCES.c.sop_instance_uid == OUTSTANDING.c.sop_instance_uid)
+    set_aside = _one(mine, same_series, INSTANCES.c.discarded == 1)
+    removed = _one(
+        REMOVED_SERIES.c.case_id == ENQUIRIES.c.case_id,
+        REMOVED_SERIES.c.series_instance_uid == OUTSTANDING.c.series_instance_uid,
+        REMOVED_SERIES.c.discarded == 1,
+    )
+    return (
+        select(ENQUIRIES.c.id, func.count().label("objects"))
+        .join(OUTSTANDING, OUTSTANDING.c.enquiry_id == ENQUIRIES.c.id)
+        .where(*which, ~here, ~set_aside, ~removed)
+        .group_by(ENQUIRIES.c.id)
+    )
+
+
+def _one(*conditions: Any) -> Any:
+    """Whether there is a row, for what an enquiry named."""
+    return select(literal(1)).where(*conditions).correlate(ENQUIRIES, OUTSTANDING).exists()
+
+
+def _forget_named(connection: Connection, *whose: Any) -> None:
+    enquiries = select(ENQUIRIES.c.id).where(*whose)
+    connection.execute(delete(OUTSTANDING).where(OUTSTANDING.c.enquiry_id.in_(enquiries)))
+
+
+def _our_results(connection: Connection, uids: list[str]) -> set[str]:
+    found: set[str] = set()
+    for chunk in in_chunks(uids):
+        query = select(RESULTS.c.sop_instance_uid).where(RESULTS.c.sop_instance_uid.in_(chunk))
+        found |= set(connection.execute(query).scalars())
+    return found
 
 
 def _to_want(row: Any) -> Want:
@@ -155,7 +261,6 @@ def _to_want(row: Any) -> Want:
         as_of=row.as_of,
         lacking=row.lacking,
         kinds=frozenset(filter(None, row.kinds.split(","))),
-        differs=row.differs,
         opened_at=row.opened_at,
         next_attempt_at=row.next_attempt_at,
         requests=row.requests,

@@ -178,7 +178,6 @@ WANTS = Table(
     Column("as_of", Float, nullable=False),
     _text("lacking"),
     _text("kinds"),
-    _text("differs"),
     Column("opened_at", Float, nullable=False),
     Column("next_attempt_at", Float, nullable=False, server_default="0"),
     Column("requests", Integer, nullable=False, server_default="0"),
@@ -197,6 +196,16 @@ ENQUIRIES = Table(
     Column("came", Integer, nullable=False, server_default="0"),
     Column("outcome", String(16), nullable=False),
     _text("detail"),
+)
+
+# Objects that a PACS named and the node lacked then, written down before they are pulled. Whether they have
+# come since is seen in `instances`.
+OUTSTANDING = Table(
+    "outstanding",
+    METADATA,
+    Column("enquiry_id", Integer, ForeignKey("enquiries.id"), primary_key=True),
+    Column("sop_instance_uid", String(64), primary_key=True),
+    Column("series_instance_uid", String(64), nullable=False),
 )
 
 # Storage commitment that the node asks for.

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
@@ -30,7 +30,8 @@ class Kept:
 
 
 class ArchivePacs:
-    """Answers C-FIND at series and image level and sends by C-GET; how it misbehaves is an attribute."""
+    """Answers C-FIND at series and image level and sends by C-GET and C-MOVE; how it misbehaves is an
+    attribute."""
 
     def __init__(self, ae_title: str = "PACS") -> None:
         self.ae_title = ae_title
@@ -41,6 +42,8 @@ class ArchivePacs:
         """SOP Instance UIDs of every C-GET and C-MOVE."""
         self.destinations: list[str] = []
         """Of every C-MOVE."""
+        self.sends_to: int | None = None
+        """The port on this host to which a C-MOVE sends; None: it knows no destination."""
         self.tells_counts = True
         self.tells_classes = True
         self.find_status = 0x0000
@@ -126,9 +129,17 @@ class ArchivePacs:
             yield 0xFF00, an_object(kept)
 
     def _move(self, event: evt.Event) -> Iterator[Any]:
-        self._wanted(event)
+        wanted = self._wanted(event)
         self.destinations.append(str(event.move_destination))
-        yield None, None  # 0xA801, move destination unknown
+        if self.sends_to is None:
+            yield None, None  # 0xA801, move destination unknown
+            return
+        classes = sorted({kept.sop_class for kept in wanted})
+        contexts = [build_context(uid, ExplicitVRLittleEndian) for uid in classes]
+        yield "127.0.0.1", self.sends_to, {"contexts": contexts}
+        yield len(wanted)
+        for kept in wanted:
+            yield 0xFF00, an_object(kept)
 
 
 def an_object(kept: Kept) -> Dataset:

@@ -115,7 +115,7 @@ def test_a_want_is_about_the_case_as_it_is(ledger: Ledger) -> None:
     want = ledger.want(case, 70.0, "no SPECT", ("SPECT",))
     assert want is not None
     assert [(c.id, w) for c, w in ledger.open_wants()] == [(case_id, want)]
-    ledger.asked_about(want, 130.0, settled=False, differs="", counts=True)
+    ledger.asked_about(want, 130.0, settled=False, counts=True)
     assert ledger.want(case, 75.0, "no SPECT", ("SPECT",)) == ledger.wanted(case_id), "said twice, it is one"
     ledger.add_instances([instance(number=2, at=80.0)], 80.0)
     assert ledger.open_wants() == []
@@ -123,7 +123,7 @@ def test_a_want_is_about_the_case_as_it_is(ledger: Ledger) -> None:
     newer = ledger.want(ledger.case(case_id), 150.0, "no SPECT", ("SPECT",))
     assert newer is not None
     assert (newer.requests, newer.next_attempt_at) == (1, 0.0)
-    ledger.forget_want(case_id)
+    ledger.forget_want(case_id, named=True)
     assert ledger.wanted(case_id) is None
 
 
@@ -133,8 +133,38 @@ def test_a_round_that_ends_after_an_object_came_settles_nothing(ledger: Ledger) 
     assert before is not None
     ledger.add_instances([instance(number=2, at=80.0)], 80.0)
     after = ledger.want(ledger.case(case_id), 150.0, "", ())
-    ledger.asked_about(before, 200.0, settled=True, differs="", counts=True)
+    ledger.asked_about(before, 200.0, settled=True, counts=True)
     assert after is not None
     now = ledger.wanted(case_id)
     assert now is not None
     assert not now.settled
+
+
+def test_what_a_pacs_named_is_outstanding_until_it_is_here_or_the_pacs_says_otherwise(ledger: Ledger) -> None:
+    (case_id,) = ledger.add_instances([instance()], 10.0)
+    series, asked = instance().series_instance_uid, ("PACS", "OTHER")
+    late = [instance(number=n, at=30.0) for n in (2, 3)]
+    uids = [i.sop_instance_uid for i in late]
+    assert ledger.absent(case_id, [instance().sop_instance_uid, *uids]) == set(uids)
+    first = ledger.begin_enquiry(case_id, "PACS", "", 20.0)
+    ledger.named(first, {series: uids})
+    open_one = ledger.asking(case_id)
+    assert open_one is not None
+    assert (open_one.id, open_one.missing) == (first, 2)
+    ledger.close_enquiries("the node stopped")
+    assert ledger.asking(case_id) is None
+    ledger.add_instances(late[:1], 30.0)
+    assert ledger.counted(first) == (2, 1)
+    ((enquiry, objects),) = ledger.outstanding(case_id, asked)
+    assert (enquiry.id, enquiry.outcome, objects) == (first, "unreachable", 1)
+    ledger.forget_want(case_id, named=False)
+    other = ledger.begin_enquiry(case_id, "OTHER", "", 40.0)
+    ledger.named(other, {})
+    assert len(ledger.outstanding(case_id, asked)) == 1, "what one has not says nothing of the other"
+    second = ledger.begin_enquiry(case_id, "PACS", "", 50.0)
+    ledger.named(second, {})
+    assert ledger.outstanding(case_id, asked) == []
+    assert ledger.counted(second) == (0, 0)
+    ledger.named(second, {series: uids[1:]})
+    ledger.forget_want(case_id, named=True)
+    assert ledger.outstanding(case_id, asked) == []
