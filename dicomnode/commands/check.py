@@ -123,6 +123,9 @@ def _intentions(config: Config) -> Iterator[Finding]:
     """Settings that are valid each by itself but leave something out."""
     if not config.deliver.to:
         text = "no destination: results stay in data_dir/results"
+        kept = config.retention
+        if kept.inputs_days or kept.results_days or kept.quota_gb:
+            text += ", and [retention] removes neither them nor what they were made from"
         yield Finding("warning", "[deliver] to", text, "Name one or more [[peers]]")
     if not any("store" in p.may for p in config.peers):
         text = "no peer may store: nothing can be received"

@@ -19,12 +19,14 @@ from sqlalchemy import (
     exists,
     func,
     literal,
+    or_,
     select,
     update,
 )
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.index import forget, show_results
+from dicomnode.ledger.rejections import NOTE
 from dicomnode.ledger.rows import in_chunks, locked_case, one_case, still_collecting, to_record
 from dicomnode.ledger.schema import (
     CASES,
@@ -60,7 +62,8 @@ class Retention(Database):
     def removable_cases(self, what: Kept, state: State, until: float, limit: int) -> list[Holding]:
         """Cases that came to the end `state` at `until` or before and of which `what` lies on the disk.
 
-        Oldest first. A DONE case of which a destination still lacks something is left out.
+        Oldest first. A DONE case of which a destination still lacks something, or whose results nobody
+        was to get, is left out.
         """
         if state not in ENDED:
             raise ValueError(f"a case in {state} is not at its end")
@@ -215,10 +218,23 @@ def _figure(tables: FromClause, figure: Any, condition: ColumnElement[bool]) -> 
     return func.coalesce(chosen.scalar_subquery(), 0)
 
 
-def _undelivered() -> Exists:
-    """Whether a destination still lacks something of the case's results, those of withdrawn runs aside."""
-    open_ones = and_(RUNS.c.case_id == CASES.c.id, RUNS.c.withdrawn == 0, DELIVERIES.c.delivered_at.is_(None))
-    return _one(_RESULTS_OF_RUNS.join(DELIVERIES, DELIVERIES.c.result_id == RESULTS.c.id), open_ones)
+def _undelivered() -> ColumnElement[bool]:
+    """Whether a destination still lacks something of the case's results, those of withdrawn runs aside.
+
+    What is meant for nobody ([deliver] to was empty) was delivered to nobody: nobody else has it. Of a run
+    that a later one replaced, it can no longer be sent, as of one that was withdrawn.
+    """
+    of_case = and_(RUNS.c.case_id == CASES.c.id, RUNS.c.withdrawn == 0)
+    open_ones = and_(of_case, DELIVERIES.c.delivered_at.is_(None))
+    is_open = _one(_RESULTS_OF_RUNS.join(DELIVERIES, DELIVERIES.c.result_id == RESULTS.c.id), open_ones)
+    newest = select(func.max(RUNS.c.id)).where(of_case).correlate(CASES).scalar_subquery()
+    meant_for_nobody = exists().where(
+        RESULTS.c.run_id == newest,
+        # A rejection note is for those alone that take notes.
+        RESULTS.c.sop_class_uid != NOTE,
+        ~exists().where(DELIVERIES.c.result_id == RESULTS.c.id),
+    )
+    return or_(is_open, meant_for_nobody)
 
 
 def _at_its_end(connection: Connection, case_id: int, state: State) -> bool:

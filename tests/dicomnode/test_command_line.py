@@ -105,6 +105,13 @@ def test_check_tells_every_intention_that_cannot_be_met(settings: Path) -> None:
         assert text in words(result)
 
 
+def test_check_tells_of_a_retention_that_keeps_what_nobody_gets(settings: Path) -> None:
+    told_before = words(told("check", "--config-only", "--config", str(settings)))
+    settings.write_text(settings.read_text() + "\n[retention]\nquota_gb = 500\n")
+    told_now = words(told("check", "--config-only", "--config", str(settings)))
+    assert ["[retention] removes neither" in text for text in (told_before, told_now)] == [False, True]
+
+
 def test_a_wrong_config_is_a_sentence_and_not_a_traceback(tmp_path: Path) -> None:
     done = run("check", "--config", str(write_config(tmp_path, "prot = 7\n")))
     assert done.returncode == 1

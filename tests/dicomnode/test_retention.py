@@ -20,17 +20,18 @@ from dicomnode.config import Assemble
 from dicomnode.config import Retention as Settings
 from dicomnode.errors import NodeError
 from dicomnode.ledger import Ledger
+from dicomnode.ledger.rejections import NOTE
 from dicomnode.reception.header import inspect
 from dicomnode.reception.intake import Intake, instance_of
 from dicomnode.reception.spool import Note, Spool
 from dicomnode.reception.spool_file import Origin
-from dicomnode.records import Case, NewResult, Quarantined
+from dicomnode.records import Case, Identity, NewResult, Quarantined
 from dicomnode.retention import CASES_PER_TICK, DAY_S, Planned, Retention
 from dicomnode.states import Event, State
 from dicomnode.virtual_study import StudyFiles
 from tests import small_study
 from tests.dicomnode.modality import ct_slice, encoded
-from tests.dicomnode.results_on_disk import compute_again, instance, run_of
+from tests.dicomnode.results_on_disk import compute_again, instance, rows, run_of
 from tests.postgres import PostgresServer
 
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -87,7 +88,8 @@ class Store:
     def deliver(self, case: Case, at: float) -> Case:
         run = self.ledger.latest_run(case.id)
         assert run is not None
-        attempt = self.ledger.begin(case.id, Event.SEND, "deliver", at)
+        happened = Event.SEND if case.state is State.ENCODED else None
+        attempt = self.ledger.begin(case.id, happened, "deliver", at)
         for _, delivery in self.ledger.deliveries(run.id):
             self.ledger.answered(delivery, at, status=0, detail="", delivered=True)
         return self.ledger.delivered(attempt, run, at)
@@ -237,6 +239,55 @@ def test_a_done_case_of_which_a_destination_lacks_something_stays(store: Store) 
     assert store.ledger.remove_results(case.id, State.DONE, LATER) == []
 
 
+@pytest.mark.parametrize("rule", ["inputs_days", "results_days", "quota_gb"])
+def test_what_was_meant_for_nobody_stays_until_a_destination_has_it(store: Store, rule: str) -> None:
+    """[deliver] to was empty: no delivery is open, for there is none. The node has the only copy."""
+    case = store.deliver(store.encoded("1.2.3", peers=()), START)
+    assert store.ledger.case(case.id).state is State.DONE
+    retention = store.retention(**{rule: 1e-9 if rule == "quota_gb" else 30})
+    assert retention.remove_due(LATER) == []
+    assert (len(store.files("spool")), len(store.files("results"))) == (2, 3)
+    assert store.ledger.remove_inputs(case.id, State.DONE, LATER) == []
+    assert store.ledger.remove_results(case.id, State.DONE, LATER) == []
+    store.ledger.resend(case.id, LATER, ("PACS",))
+    store.deliver(store.ledger.case(case.id), LATER)
+    assert retention.remove_due(LATER + 31 * DAY_S)
+
+
+def test_a_result_of_several_that_was_meant_for_nobody_keeps_the_others(store: Store) -> None:
+    """A PACS had one of three when it was taken out of [deliver] to, and a person sent again: to nobody."""
+    case = store.encoded("1.2.3")
+    store.ledger.begin(case.id, Event.SEND, "deliver", START)
+    first = rows(store.ledger, case)[0]
+    store.ledger.answered(first, START, status=0, detail="", delivered=True)
+    store.ledger.apply(case.id, Event.GIVE_UP, START)
+    case = store.deliver(store.ledger.resend(case.id, START, ()), START)
+    assert case.state is State.DONE
+    assert store.retention(inputs_days=30, results_days=30, quota_gb=1e-9).plan(LATER) == []
+
+
+def test_what_was_meant_for_nobody_goes_with_the_results_that_replaced_it(store: Store) -> None:
+    case = store.deliver(store.encoded("1.2.3", peers=()), START)
+    store.receive("1.2.3", 3)
+    store.deliver(compute_again(store.ledger, store.data_dir, case.id, ("PACS",), START, "more"), START)
+    assert len(store.files("results")) == 6
+    store.retention(results_days=30).tick(LATER)
+    assert store.files("results") == []
+
+
+def test_a_rejection_note_that_nobody_takes_keeps_nothing(store: Store) -> None:
+    (case_id,) = store.ledger.add_instances([instance("1.2.3", at=START)], START)
+    store.ledger.assembled(
+        store.ledger.case(case_id), START, "{}", "inputs", Identity("PAT-0001"), "complete"
+    )
+    attempt = store.ledger.begin(case_id, Event.CLAIM, "compute", START)
+    dose = NewResult("1.2.3.4.5", "1.2.840.10008.5.1.4.1.1.481.2", "1.9", "1.2", "RTDOSE", "dvk", "x.dcm", 1)
+    note = replace(dose, sop_instance_uid="1.2.3.4.6", sop_class_uid=NOTE, kind="KO", path="y.dcm")
+    store.ledger.register(attempt, run_of(), [note, dose], ("PACS",), START, notes_to=())
+    store.deliver(store.ledger.case(case_id), START)
+    assert [p.what for p in store.retention(results_days=30).plan(LATER)] == ["results"]
+
+
 def test_failed_cases_go_by_an_age_of_their_own(store: Store) -> None:
     make_case(store, State.FAILED)
     retention = store.retention(inputs_days=1, failed_days=30)
@@ -267,6 +318,7 @@ def test_results_that_were_withdrawn_go_with_the_others(store: Store) -> None:
 def test_the_ledger_on_postgresql_decides_the_same(tmp_path: Path, postgres_server: PostgresServer) -> None:
     store = Store(tmp_path, postgres_server.new_database())
     case, other = store.done("1.2.3"), store.encoded("1.2.4")
+    store.deliver(store.encoded("1.2.5", peers=()), START)
     retention = store.retention(inputs_days=30, results_days=30, quarantine_days=30, quota_gb=1e-9)
     assert {(p.what, p.holding and p.holding.case_id) for p in retention.plan(LATER)} == {
         ("inputs", case.id),
@@ -274,8 +326,8 @@ def test_the_ledger_on_postgresql_decides_the_same(tmp_path: Path, postgres_serv
     }
     retention.tick(LATER)
     assert store.ledger.case(case.id).inputs_removed_at == LATER
-    assert {path.split("/")[1] for path in store.files("spool")} == {"1.2.4"}
-    assert {path.split("/")[1] for path in store.files("results")} == {str(other.id)}
+    assert {path.split("/")[1] for path in store.files("spool")} == {"1.2.4", "1.2.5"}
+    assert {path.split("/")[1] for path in store.files("results")} == {str(other.id), "3"}
     assert [(s.objects, s.discarded) for s in store.ledger.removed_series(case.id)] == [(2, False)]
     assert store.ledger.removals() == []
     store.close()
