@@ -307,7 +307,8 @@ def _port(config: Config) -> Iterator[Finding]:
         yield Finding("ok", subject, f"{where}; the node runs")
         return
     try:
-        with socket.create_server((node.bind, node.port)):
+        family = socket.AF_INET6 if ":" in node.bind else socket.AF_INET
+        with socket.create_server((node.bind, node.port), family=family):
             yield Finding("ok", subject, f"{where} is free")
     except OSError as error:
         remedy = f"See who has it (`ss -ltnp sport = :{node.port}`), or set another port or bind"

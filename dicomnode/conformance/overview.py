@@ -97,9 +97,9 @@ context for each SOP class. No other transfer syntax is proposed for them.
 _ENVIRONMENT = """\
 ## Network, configuration, media
 
-- **Network**: TCP over IPv4, or IPv6 where `[node] bind` is an IPv6 address. Host names are resolved by the
-  system. Audit messages go by syslog. The node speaks neither DHCP nor LDAP, and relies on the system's
-  clock (NTP).
+- **Network**: TCP over IPv4, or IPv6 where `[node] bind` is an IPv6 address; with `::` both, and a caller
+  over IPv4 is known by its IPv4 address. Host names are resolved by the system. Audit messages go by
+  syslog. The node speaks neither DHCP nor LDAP, and relies on the system's clock (NTP).
 - **Configuration**: config.toml, which describes each setting. Those that matter to peers, with their
   defaults: AE title `{ae_title}`, port {port}, TLS port {tls_port}, largest PDU received {max_pdu:,} bytes,
   associations {associations} ({of_peer} of a peer), AE title, host and port of every peer.

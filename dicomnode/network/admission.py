@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -82,6 +83,18 @@ def acknowledge_user(assoc: Association) -> None:
 def addresses(host: str) -> set[str]:
     """Every address of a host; none when its name cannot be resolved."""
     try:
-        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+        return {unmapped(str(entry[4][0])) for entry in socket.getaddrinfo(host, None)}
     except OSError:
         return set()
+
+
+def unmapped(address: str) -> str:
+    """An IPv4 address as it is written everywhere, not as a socket that listens on `::` shows it.
+
+    Such a one speaks of ::ffff:192.0.2.7 (RFC 4291 2.5.5.2). Anything else is returned as it is.
+    """
+    try:
+        ipv4 = getattr(ipaddress.ip_address(address), "ipv4_mapped", None)
+    except ValueError:
+        return address
+    return address if ipv4 is None else str(ipv4)

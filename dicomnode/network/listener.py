@@ -29,6 +29,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import RequestHandler, ThreadedAssociationServer
 
 from dicomnode.audit.trail import SILENT, Audit, Party
+from dicomnode.network.admission import unmapped
 from dicomnode.network.messages import Limits
 from dicomnode.network.transport import AcceptedAssociation, bind_interventions
 from dicomnode.network.wire import FOREVER_S, PDU_HEADER_BYTES, PDU_TYPES, Connection
@@ -205,7 +206,9 @@ class Server(ThreadedAssociationServer):
             raise
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return connection, address
+        # Everything that is said and decided of a caller takes its address from here.
+        host = unmapped(address[0])
+        return connection, address if host == address[0] else (host, address[1])
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that could not be served, a thread that could not be made: one line."""

@@ -114,13 +114,14 @@ def running_node(
     tls: Tls | None = None,
     audit: Audit = SILENT,
     more: Callable[[Ledger], Sequence[Service]] = lambda _ledger: (),
+    bind: str = "127.0.0.1",
     **receive: object,
 ) -> Iterator[Running]:
     """A node on a free port of the loopback interface, and on another one when `tls` names a port.
 
     more: services beside storing.
     """
-    node = Node(bind="127.0.0.1", data_dir=data_dir).model_copy(update={"port": 0})
+    node = Node(bind=bind, data_dir=data_dir).model_copy(update={"port": 0})
     settings = Receive(min_free_gb=0, network_timeout_s=30, acse_timeout_s=30).model_copy(update=receive)
     spool = Spool(data_dir, 0, free=lambda _: free)
     ledger = Ledger.open(node.ledger_url)

@@ -271,6 +271,20 @@ def test_check_names_a_port_that_another_program_has(tmp_path: Path) -> None:
     assert f"127.0.0.1:{port} cannot be used" in words(result)
 
 
+@pytest.mark.skipif(not socket.has_ipv6, reason="Python was built without IPv6")
+def test_check_looks_at_the_port_of_an_ipv6_address_too(tmp_path: Path) -> None:
+    try:
+        other = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    path = tmp_path / "config.toml"
+    port = other.getsockname()[1]
+    path.write_text(f'[node]\ndata_dir = "{tmp_path / "data"}"\nbind = "::1"\nport = {port}\n')
+    with other:
+        assert "Address already in use" in words(told("check", "--config", str(path)))
+    assert f"::1:{port} is free" in words(told("check", "--config", str(path)))
+
+
 def test_discard_of_an_unknown_series_says_so(settings: Path, ledger: Ledger) -> None:
     ledger.add_instances([instance("1.2.3", 1)], 10.0)
     done = run("discard", "1", "--series", "9.9", "--config", str(settings))

@@ -28,9 +28,12 @@ from pydicom.uid import (
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from dicomnode.audit.trail import Audit
 from dicomnode.commands.terminal import log_to_stderr
+from dicomnode.config import Audit as AuditSettings
 from dicomnode.conformance import page as conformance
 from dicomnode.contexts import COMPRESSED, SOP_CLASSES, transfer_syntaxes
+from dicomnode.network.admission import addresses, unmapped
 from dicomnode.network.send import rejection
 from dicomnode.reception.intake import Intake
 from dicomnode.reception.spool import Spool
@@ -72,6 +75,44 @@ def test_who_may_not_is_rejected_and_named_in_the_log(
             assert (answer.result, answer.result_source, answer.diagnostic) == (1, 1, reason)
         ours = [record.getMessage() for record in caplog.records if record.name.startswith("dicomnode")]
         assert [calling in message for message in ours] == [True]
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no socket of this machine takes IPv4 and IPv6")
+def test_on_a_socket_for_both_families_a_caller_over_ipv4_has_its_ipv4_address(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`check_host` holds it against [[peers]] host, and log and audit trail name it as every other system."""
+    told = tmp_path / "audit.log"
+    audit = Audit(AuditSettings(file=told), "DICOMNODE")
+    with running_node(tmp_path, bind="::", audit=audit) as node, caplog.at_level(logging.INFO, "dicomnode"):
+        with association(node.port, ECHO, calling="HERE") as assoc:
+            assert assoc.send_c_echo().Status == 0
+        with association(node.port, calling="ELSEWHERE") as assoc:
+            assert assoc.is_rejected
+    audit.stopped()
+    for text in (caplog.text, told.read_text()):
+        assert "127.0.0.1" in text
+        assert "::ffff:" not in text
+
+
+@pytest.mark.parametrize(
+    ("shown", "address"),
+    [
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("::FFFF:c000:207", "192.0.2.7"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("2001:db8::7", "2001:db8::7"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("camera.example", "camera.example"),
+        ("", ""),
+    ],
+)
+def test_an_ipv4_address_has_one_form_and_others_stay_as_they_are(shown: str, address: str) -> None:
+    assert unmapped(shown) == address
+
+
+def test_a_host_that_is_written_in_its_ipv6_form_is_the_same_host() -> None:
+    assert addresses("::ffff:127.0.0.1") == addresses("127.0.0.1") == {"127.0.0.1"}
 
 
 @pytest.mark.parametrize(
