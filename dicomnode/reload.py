@@ -2,7 +2,8 @@
 
 SIGHUP (`systemctl reload dicomnode`) reads the file again. A file with a mistake changes nothing. Of a
 good one everything is taken up but what was settled when the node started: sockets, folders, the
-database, where jobs run. Associations that are open and jobs that run end as they began.
+database, where jobs run. Jobs that run end as they began, and so do associations that are open, but for those
+of a peer that has lost its entry or a right: they are aborted.
 """
 
 from __future__ import annotations

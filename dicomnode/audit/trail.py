@@ -120,7 +120,8 @@ class Audit:
     def refused(self, party: Party, reason: str, *, restricted: bool = False) -> None:
         """An association or a request was refused (A.5.3.11).
 
-        restricted: a peer that is known asked for what it has no right to; else who it is was in doubt.
+        restricted: a peer that is known asked for what it has no right to, or has lost a right to what it
+        does; else who it is was in doubt.
         """
         kind = m.RESTRICTED_FUNCTION if restricted else m.NODE_AUTHENTICATION
         self._alert(party, reason, kind, Outcome.MINOR_FAILURE if restricted else Outcome.SERIOUS_FAILURE)

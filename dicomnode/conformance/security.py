@@ -62,6 +62,8 @@ Presentation contexts of other services are refused with result 3 (abstract synt
 names the peer and what it asked for. A request whose class is not its presentation context's is answered with
 0x0122 (C-STORE: 0xA900), a command that is not of that class with 0x0211; number {misplaced} ends
 the association.
+An open association is aborted (A-ABORT, source 0) when the configuration is read again and its peer is no
+longer in it, or has lost one of the rights that it had.
 Rights are not by patient or study: what a peer may see in part only, it should ask a PACS for.
 
 ### Limits

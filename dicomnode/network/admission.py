@@ -49,6 +49,17 @@ def is_open(assoc: AcceptedAssociation) -> bool:
     return assoc.is_alive() and assoc.dul.is_alive() and not ended
 
 
+def no_longer(before: Peer, now: Peer | None) -> str:
+    """What an association's peer had when it was admitted and has no more; empty when there is nothing.
+
+    now: its entry since [[peers]] was read again; None where it is gone.
+    """
+    if now is None:
+        return "[[peers]] has no entry with its AE title any more"
+    lost = [right for right in before.rights if right not in now.rights]
+    return f"[[peers]] {now.name!r} may not {', '.join(lost)} any more" if lost else ""
+
+
 def wrong_certificate(assoc: AcceptedAssociation, peer: Peer) -> str:
     """Why a peer may not call over this connection; empty when it may."""
     wire = assoc.wire

@@ -35,6 +35,7 @@ from dicomnode.network.admission import (
     addresses,
     contexts_for,
     is_open,
+    no_longer,
     offered_user,
     wrong_certificate,
 )
@@ -107,7 +108,8 @@ class Receiver:
         self._services: tuple[Service, ...] = (Echo(), *services)
         self._clock = clock
         self._servers: list[Server] = []
-        self._admitted: dict[AcceptedAssociation, str] = {}
+        # With the entry that each was admitted by: what a peer has gained since, it does not use yet.
+        self._admitted: dict[AcceptedAssociation, Peer] = {}
         self._identity = IdentityCheck()
         self._running = 0
         self._stopping = False
@@ -117,11 +119,29 @@ class Receiver:
         self._extending: list[tuple[Service, _Handler]] = []
 
     def configure(self, peers: Sequence[Peer], receive: Receive, services: Sequence[Service]) -> None:
-        """Other peers, limits and services from the next association or request on."""
+        """Other peers, limits and services from the next association or request on.
+
+        Who has lost its entry or a right loses its open associations too; all others go on.
+        """
         self._receive = receive
         self._services = (Echo(), *services)
         self._handlers()
-        self._peers = {peer.ae_title.strip(): peer for peer in peers}
+        with self._changed:
+            self._peers = {peer.ae_title.strip(): peer for peer in peers}
+            judged = [(assoc, self._no_longer(peer)) for assoc, peer in self._admitted.items()]
+        for assoc, reason in judged:
+            if reason and is_open(assoc):
+                self._abort(assoc, reason)
+
+    def _no_longer(self, admitted: Peer) -> str:
+        return no_longer(admitted, self._peers.get(admitted.ae_title.strip()))
+
+    def _abort(self, assoc: AcceptedAssociation, reason: str) -> None:
+        """End an association. An object that is being stored is stored, and not acknowledged any more."""
+        party = Party.calling(assoc)
+        log.warning("association of %r at %s aborted: %s", party.ae_title, party.address, reason)
+        self._audit.refused(party, f"association aborted: {reason}", restricted=True)
+        assoc.abort(block=False)
 
     @property
     def stopping(self) -> bool:
@@ -264,8 +284,8 @@ class Receiver:
 
     def _extended(self, event: Event) -> dict[str, bytes]:
         """SOP Class Extended Negotiation (PS3.7 D.3.3.5), of the services that the peer may use."""
-        request = cast(A_ASSOCIATE, event.assoc.requestor.primitive)
-        usable = self._usable(request.calling_ae_title.strip())
+        peer = self._admitted.get(cast(AcceptedAssociation, event.assoc))
+        usable = [] if peer is None else self._usable(peer)
         answers = [handler(event) or {} for service, handler in self._extending if service in usable]
         return dict(ChainMap(*answers))
 
@@ -278,8 +298,9 @@ class Receiver:
         calling, called = request.calling_ae_title.strip(), request.called_ae_title.strip()
         where = f"{calling!r} at {assoc.requestor.address}"
         try:
-            refusal = self._refusal(assoc, calling, called) or self._no_room(assoc, calling)
-            contexts = [] if refusal else contexts_for(assoc, self._usable(calling))
+            peer = self._peers.get(calling)
+            refusal = self._refusal(assoc, peer, called) or self._no_room(assoc, cast("Peer", peer))
+            contexts = [] if refusal or peer is None else contexts_for(assoc, self._usable(peer))
         except Exception:
             # pynetdicom would go on with the contexts of the server.
             log.exception("the association of %s could not be judged", where)
@@ -293,15 +314,14 @@ class Receiver:
             assoc.acse.send_reject(*code)
             assoc.kill()
             return
-        if self._peers[calling].user:
+        if peer is not None and peer.user:
             acknowledge_user(assoc)
         assoc.acceptor.supported_contexts = contexts
         self._tell_what_is_refused(assoc, where, contexts)
 
-    def _refusal(self, assoc: AcceptedAssociation, calling: str, called: str) -> _Refusal | None:
+    def _refusal(self, assoc: AcceptedAssociation, peer: Peer | None, called: str) -> _Refusal | None:
         if called != self._node.ae_title.strip():
             return f"it calls {called!r}, our AE title is {self._node.ae_title!r}", _CALLED_NOT_RECOGNIZED
-        peer = self._peers.get(calling)
         if peer is None:
             return "no [[peers]] entry has its AE title", _CALLING_NOT_RECOGNIZED
         if peer.check_host and assoc.requestor.address not in addresses(peer.host):
@@ -310,24 +330,26 @@ class Receiver:
         code = _TEMPORARY if reason == TOO_MANY else _NO_REASON
         return (f"[[peers]] {peer.name!r}: {reason}", code) if reason else None
 
-    def _no_room(self, assoc: AcceptedAssociation, calling: str) -> _Refusal | None:
+    def _no_room(self, assoc: AcceptedAssociation, peer: Peer) -> _Refusal | None:
         """Take the association's place, unless there is none."""
         if self._stopping:
             return "the node is stopping", _TEMPORARY
-        of_peer = self._peers[calling].max_associations or self._receive.max_associations_per_peer
+        of_peer = peer.max_associations or self._receive.max_associations_per_peer
         with self._changed:
-            self._admitted = {a: c for a, c in self._admitted.items() if is_open(a)}
+            if reason := self._no_longer(peer):  # `configure` came in between, and has not seen this one
+                return reason, _CALLING_NOT_RECOGNIZED
+            self._admitted = {a: p for a, p in self._admitted.items() if is_open(a)}
             if len(self._admitted) >= self._receive.max_associations:
                 text = f"{len(self._admitted)} associations are open ([receive] max_associations)"
                 return text, _LIMIT_EXCEEDED
-            if list(self._admitted.values()).count(calling) >= of_peer:
+            if [p.ae_title for p in self._admitted.values()].count(peer.ae_title) >= of_peer:
                 return f"{of_peer} associations of it are open (max_associations of a peer)", _LIMIT_EXCEEDED
-            self._admitted[assoc] = calling
+            self._admitted[assoc] = peer
         return None
 
-    def _usable(self, calling: str) -> list[Service]:
+    def _usable(self, peer: Peer) -> list[Service]:
         """The services that a known peer may use."""
-        return [service for service in self._services if service.right in self._peers[calling].rights]
+        return [service for service in self._services if service.right in peer.rights]
 
     def _tell_what_is_refused(
         self, assoc: AcceptedAssociation, where: str, contexts: Sequence[PresentationContext]

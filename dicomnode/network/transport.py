@@ -129,6 +129,11 @@ class AcceptedAssociation(Association):
         bind_interventions(self)
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
+        if self.is_aborted:
+            # By us, while this waited: its sender may have lost the right to it, and hears no answer.
+            if isinstance(msg, C_STORE):
+                close_data_set(msg)
+            return
         if not self.turn.acquire(blocking=False):
             self._is_paused = True  # who has the turn waits for that before it sends
             self.turn.acquire()

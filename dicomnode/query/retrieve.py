@@ -82,7 +82,8 @@ class _Retrieval:
         return objects
 
     def _ended(self, event: evt.Event) -> bool:
-        return self._stopping or event.is_cancelled
+        # Aborted by us: who asked has lost the right.
+        return self._stopping or event.is_cancelled or event.assoc.is_aborted
 
     def _tell(self, event: evt.Event, to: Party, objects: Sequence[HeldObject], progress: Progress) -> None:
         """The audit trail: whose objects have gone where. They are carried out one after the other."""
@@ -108,7 +109,7 @@ class _Retrieval:
             log.warning("%s of %s %s: the node is stopping", name_of(event), peer, where)
             raise Refused(UNABLE_TO_PERFORM, "the node is stopping; ask again later")
         level = logging.WARNING if progress.failed else logging.INFO
-        end = "cancelled" if left else "done"
+        end = "done" if not left else "aborted" if event.assoc.is_aborted else "cancelled"
         log.log(level, "%s of %s %s: %s; %s", name_of(event), peer, where, end, progress)
         replies.final(progress, cancelled=left)
 

@@ -91,6 +91,7 @@ class Running:
     data_dir: Path
     finding: FindService
     services: Sequence[Service]
+    receiver: Receiver
 
 
 @contextmanager
@@ -117,7 +118,7 @@ def answering_node(
     )
     receiver = Receiver(node, everyone, Receive(), services)
     try:
-        yield Running(receiver.start(), ledger, data_dir, finding, services)
+        yield Running(receiver.start(), ledger, data_dir, finding, services, receiver)
     finally:
         receiver.stop(5)
         ledger.close()

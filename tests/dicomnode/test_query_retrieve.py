@@ -26,7 +26,7 @@ from pydicom.uid import (
 from pynetdicom import AE, build_role, evt
 from pynetdicom.presentation import build_context
 
-from dicomnode.config import Peer
+from dicomnode.config import Peer, Receive
 from dicomnode.contexts import STUDY_ROOT_GET, STUDY_ROOT_MOVE
 from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.network.messages import DIMSE
@@ -241,6 +241,21 @@ def test_a_node_that_stops_ends_a_move(tmp_path: Path, pacs: StandinPacs) -> Non
         status, _ = moved(node)[-1]
     assert status.Status == 0xA702
     assert "stopping" in status.ErrorComment
+    assert pacs.received == UIDS[:1]
+
+
+def test_a_peer_that_loses_the_right_during_its_move_gets_no_more_moved(
+    tmp_path: Path, pacs: StandinPacs
+) -> None:
+    archive = Peer(name="archive", ae_title="ARCHIVE", host=pacs.host, port=pacs.port, may=())
+    with answering_node(tmp_path, slices(tmp_path), (archive,)) as node:
+
+        def lose(_class: str, _uid: str) -> int:
+            node.receiver.configure((archive,), Receive(), node.services)
+            return 0x0000
+
+        pacs.status = lose
+        assert [status.get("Status") for status, _ in moved(node)] == [None]
     assert pacs.received == UIDS[:1]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dicomnode.config import Config, parse
+from dicomnode.audit.trail import Audit
+from dicomnode.config import Audit as AuditSettings
+from dicomnode.config import Config, Peer, Receive, parse
 from dicomnode.daemon import Daemon
 from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import ConfigurationError
@@ -16,6 +20,19 @@ from dicomnode.network.send import Verdict
 from dicomnode.reload import reloaded
 from dicomnode.states import State
 from tests import small_study
+from tests.dicomnode.modality import Running, association, ct_slice, encoded, running_node
+from tests.dicomnode.raw_peer import (
+    ABORT,
+    ASSOCIATE_AC,
+    COMMAND,
+    DATA,
+    LAST,
+    RawPeer,
+    pdu,
+    pdv,
+    raw_peer,
+    store_rq,
+)
 from tests.dicomnode.test_daemon import Clock, HereAndNow, push, run_to_the_end
 from tests.ports import free_port
 
@@ -68,6 +85,107 @@ def test_every_name_of_the_table_is_a_setting() -> None:
         table, _, setting = name.partition(".")
         assert table in tables
         assert not setting or setting in tables[table], name
+
+
+# ── associations that are open ───────────────────────────────────────────────────────────────────
+
+
+SCANNER = Peer(name="scanner", ae_title="SCANNER")
+CAMERA = Peer(name="camera", ae_title="CAMERA")
+
+
+def configure(node: Running, *peers: Peer, **receive: Any) -> None:
+    storing = [service for service in node.receiver._services if service.right == "store"]
+    node.receiver.configure(peers, Receive(min_free_gb=0, **receive), storing)
+
+
+@pytest.mark.parametrize(
+    ("left", "reason"),
+    [
+        ((CAMERA,), "[[peers]] has no entry with its AE title any more"),
+        (
+            (CAMERA, SCANNER.model_copy(update={"may": ("echo",)})),
+            "[[peers]] 'scanner' may not store any more",
+        ),
+    ],
+    ids=["entry removed", "right taken"],
+)
+def test_who_has_lost_its_entry_or_a_right_stores_nothing_over_an_association_of_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, left: tuple[Peer, ...], reason: str
+) -> None:
+    told = tmp_path / "audit.log"
+    audit = Audit(AuditSettings(file=told), "DICOMNODE")
+    with running_node(tmp_path, peers=(SCANNER, CAMERA), audit=audit) as node, raw_peer(node.port) as scanner:
+        assert scanner.associate() == ASSOCIATE_AC
+        instance, data = slice_of("1.2.3.1")
+        assert scanner.store(data, instance) == 0
+        instance, data = slice_of("1.2.3.2")
+        begin(scanner, instance, data)
+        with caplog.at_level(logging.WARNING, "dicomnode"):
+            configure(node, *left)
+        assert scanner.answer()[0] == ABORT
+        with contextlib.suppress(ConnectionError):  # it may be closed already
+            scanner.send_message(1, store_rq(instance), data)
+        assert f"association of 'SCANNER' at 127.0.0.1 aborted: {reason}" in caplog.text
+    # Whatever it still sent has been read or thrown away by now.
+    assert [path.stem for path in node.files] == ["1.2.3.1"]
+    audit.stopped()
+    assert f"association aborted: {reason}" in told.read_text()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        CAMERA,
+        CAMERA.model_copy(update={"name": "gantry", "host": "192.0.2.7"}),
+        CAMERA.model_copy(update={"may": ("find", "store", "echo")}),
+    ],
+    ids=["unchanged", "renamed", "with more rights"],
+)
+def test_an_object_of_another_peer_that_is_on_its_way_is_received(tmp_path: Path, entry: Peer) -> None:
+    with running_node(tmp_path, peers=(SCANNER, CAMERA)) as node, raw_peer(node.port) as camera:
+        assert camera.associate(calling="CAMERA") == ASSOCIATE_AC
+        with association(node.port) as scanner:
+            assert scanner.is_established
+            instance, data = slice_of("1.2.3.1")
+            begin(camera, instance, data)
+            configure(node, entry)
+            camera.send(pdu(DATA, pdv(1, LAST, data[100:])))
+            assert camera.status() == 0
+        assert [path.stem for path in node.files] == ["1.2.3.1"]
+        assert camera.store(data, instance) == 0
+
+
+def test_a_right_that_a_peer_got_and_lost_after_it_called_costs_it_nothing(tmp_path: Path) -> None:
+    """The association was never given it."""
+    more = CAMERA.model_copy(update={"may": ("echo", "store", "find")})
+    with running_node(tmp_path, peers=(CAMERA,)) as node, raw_peer(node.port) as camera:
+        assert camera.associate(calling="CAMERA") == ASSOCIATE_AC
+        for entry in (more, CAMERA):
+            configure(node, entry)
+        instance, data = slice_of("1.2.3.1")
+        assert camera.store(data, instance) == 0
+
+
+def test_an_association_that_is_aborted_gives_its_place_back(tmp_path: Path) -> None:
+    with (
+        running_node(tmp_path, peers=(SCANNER, CAMERA), max_associations=1) as node,
+        association(node.port) as scanner,
+    ):
+        assert scanner.is_established
+        for allowed in (False, True):
+            with association(node.port, calling="CAMERA") as camera:
+                assert camera.is_established is allowed
+            configure(node, CAMERA, max_associations=1)
+
+
+def begin(peer: RawPeer, instance: str, data: bytes) -> None:
+    """Send the beginning of an object."""
+    peer.send(pdu(DATA, pdv(1, COMMAND | LAST, store_rq(instance)) + pdv(1, 0, data[:100])))
+
+
+def slice_of(uid: str) -> tuple[str, bytes]:
+    return uid, encoded(ct_slice(SOPInstanceUID=uid))
 
 
 # ── a node that runs ─────────────────────────────────────────────────────────────────────────────
