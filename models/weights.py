@@ -97,7 +97,7 @@ class Manifest:
 
     @property
     def resolution_fwhm_mm(self) -> tuple[float, float]:
-        """Lowest and highest spatial resolution of the reconstructed images that the weights hold for."""
+        """Lowest and highest planar FWHM of a point source in air, 10 cm from the collimator, mm."""
         low, high = _numbers(self.camera.get("resolution_fwhm_mm"), 2, "camera.resolution_fwhm_mm")
         return low, high
 

@@ -37,7 +37,8 @@ def convert(
 ) -> Path:
     """Convert and say what was found. name: None for the folder's. voxel_mm: (z, y, x).
 
-    resolution_fwhm_mm: lowest and highest of the images that the network was trained for. source: where the
+    resolution_fwhm_mm: lowest and highest planar FWHM of the camera that the network was trained for, of a
+    point source in air at 10 cm. source: where the
     checkpoint comes from and what it was trained with, for the model card.
 
     raises: ConfigurationError with the reason, where the checkpoint or an argument cannot be used; nothing is

@@ -49,6 +49,7 @@ def evaluate_weights(
     *,
     device: str = "cpu",
     patients: int = 5,
+    first: int = 0,
     pictures: int = 2,
     today: date,
     kernel_cache: Path | None = None,
@@ -57,8 +58,8 @@ def evaluate_weights(
 
     names: of shipped weights, or folders; the first is judged by what is asked of weights.
     data: a folder as `pipeline.learning.foreign` describes; None: so many virtual `patients` of the family
-        that training never sees, made in `to`: minutes each; an interrupted run goes on with those that are
-        there.
+        that training never sees, from number `first`, made in `to`: minutes each; an interrupted run goes on
+        with those that are there.
     pictures: of so many patients. device: as a DoseRequest has it. returns: the page.
     raises: InputRejected for weights or data that cannot be used; ConfigurationError where `to` cannot be
         written.
@@ -73,12 +74,14 @@ def evaluate_weights(
         console.print(note)
     # Before an hour is spent on the first patient: what the last one lacks.
     sources = foreign.sources(
-        _virtual_patients(to / "patients", patients, used, console) if data is None else data
+        _virtual_patients(to / "patients", range(first, first + patients), used, console)
+        if data is None
+        else data
     )
     methods = network_methods(found, used)
-    first = next(iter(methods))
+    judged = next(iter(methods))
     part = to / f".evaluation.{os.getpid()}.part"
-    drawn = _Drawn(part / PICTURES, (DVK, MC, first), pictures)
+    drawn = _Drawn(part / PICTURES, (DVK, MC, judged), pictures)
     try:
         evaluation = evaluate(
             _of_nuclide(foreign.read_all(sources, nuclide, used, kernel_cache), nuclide),
@@ -91,7 +94,7 @@ def evaluate_weights(
         _write(
             part,
             evaluation,
-            report.evaluation_section(evaluation, today.isoformat(), machine, first, drawn.links),
+            report.evaluation_section(evaluation, today.isoformat(), machine, judged, drawn.links),
         )
         shutil.copytree(part, to, dirs_exist_ok=True)
     except OSError as error:
@@ -101,7 +104,7 @@ def evaluate_weights(
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    _tell(evaluation, first, console)
+    _tell(evaluation, judged, console)
     console.print(str(to / REPORT), highlight=False)
     return to / REPORT
 
@@ -163,18 +166,17 @@ class _Drawn:
         return self.folder / name
 
 
-def _virtual_patients(folder: Path, count: int, device: str, console: Console) -> Path:
-    """So many patients of the held-out family, those that are there already kept. returns: their folder."""
+def _virtual_patients(folder: Path, numbers: range, device: str, console: Console) -> Path:
+    """Patients of the held-out family by number; those that are there are kept. returns: their folder."""
     # The Monte Carlo compiles: only where patients are made.
     from pipeline.learning import generate
     from pipeline.simulate.camera import medium_energy_lu177
 
-    if count < 1:
-        raise InputRejected(f"{count} patients are none to evaluate on", "Set --patients to 1 or more")
-    console.print(f"{count} virtual patients in {folder}: minutes each", highlight=False)
-    generate.generate(
-        generate.plan(0, 0, count), folder, generate.Settings(), medium_energy_lu177(), device=device
-    )
+    if not numbers:
+        raise InputRejected("no patients are none to evaluate on", "Set --patients to 1 or more")
+    console.print(f"{len(numbers)} virtual patients in {folder}: minutes each", highlight=False)
+    chosen = generate.plan(0, 0, numbers.stop)[numbers.start :]
+    generate.generate(chosen, folder, generate.Settings(), medium_energy_lu177(), device=device)
     return folder / "test"
 
 

@@ -101,6 +101,10 @@ def evaluate(
     ] = None,
     device: DeviceOption = "cpu",
     patients: Annotated[int, typer.Option(min=1, help="virtual patients, without --data")] = 5,
+    first: Annotated[
+        int,
+        typer.Option(min=0, help="the first one's number: those that a training was judged by begin at 0"),
+    ] = 0,
     pictures: Annotated[int, typer.Option(min=0, help="draw so many patients")] = 2,
 ) -> None:
     """Judge weights against a truth: tables, figures, and every VOI in which they are worse than DVK."""
@@ -114,6 +118,7 @@ def evaluate(
         out,
         device=device,
         patients=patients,
+        first=first,
         pictures=pictures,
         today=date.today(),
     )
@@ -130,7 +135,8 @@ def convert_weights(
     ],
     camera: Annotated[str, typer.Option(help="camera and collimator of its training images")],
     resolution_fwhm_mm: Annotated[
-        tuple[float, float], typer.Option(help="lowest and highest resolution of those images")
+        tuple[float, float],
+        typer.Option(help="its lowest and highest planar FWHM, point source in air at 10 cm"),
     ],
     name: Annotated[str | None, typer.Option(help="else the folder's")] = None,
     architecture: Annotated[
