@@ -100,8 +100,8 @@ class FindService:
     def _numbers(self, query: Query) -> list[int]:
         numbers = self._ledger.find(query.question, self._max_matches + 1)
         if len(numbers) > self._max_matches:
-            text = f"more than {self._max_matches} matches: narrow the query"
-            raise Refused(OUT_OF_RESOURCES, text)
+            comment = f"more than {self._max_matches} matches: narrow the query"
+            raise Refused(OUT_OF_RESOURCES, comment)
         return numbers
 
     def _matches(self, event: evt.Event, replies: Replies, query: Query, numbers: list[int]) -> int:

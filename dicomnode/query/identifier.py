@@ -48,6 +48,7 @@ SOP_CLASS_NOT_SUPPORTED = 0x0122  # PS3.7 C.5.6
 MAX_BYTES = 1 << 20
 
 _LEVEL = 0x00080052
+_UNREADABLE = "the Identifier cannot be read"
 # What says how to read the others, and is neither matched nor returned as they are.
 _ASIDE = frozenset({CHARACTER_SET, _LEVEL, 0x00080201})  # the last: Timezone Offset From UTC
 # Computed when it is returned: keyword → its level.
@@ -67,11 +68,16 @@ _COMPUTED_TAGS = {tag_for_keyword(keyword): keyword for keyword in (*COMPUTED, *
 
 
 class Refused(Exception):
-    """A request is refused. comment: for the peer and the log, without a patient's data."""
+    """A request is refused.
 
-    def __init__(self, status: int, comment: str, offending: int | None = None) -> None:
+    comment: for the peer and the log, without a patient's data or our settings (Error Comment, LO: 64
+    characters at most). detail: for the log alone.
+    """
+
+    def __init__(self, status: int, comment: str, offending: int | None = None, *, detail: str = "") -> None:
         super().__init__(comment)
         self.status, self.comment, self.offending = status, comment, offending
+        self.reason = f"{comment} ({detail})" if detail else comment
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +117,9 @@ def read(content: BytesIO | None, transfer_syntax_uid: str) -> Keys:
     except (Refused, MemoryError):
         raise
     except Flawed as flaw:
-        raise Refused(UNABLE_TO_PROCESS, f"the Identifier cannot be read: {flaw.detail}") from None
+        raise Refused(UNABLE_TO_PROCESS, _UNREADABLE, detail=flaw.detail) from None
     except Exception as error:
-        why = type(error).__name__
-        raise Refused(UNABLE_TO_PROCESS, f"the Identifier cannot be read: {why}") from error
+        raise Refused(UNABLE_TO_PROCESS, _UNREADABLE, detail=type(error).__name__) from error
 
 
 def _read(content: BytesIO | None, syntax: UID) -> Keys:
@@ -154,9 +159,11 @@ def _read(content: BytesIO | None, syntax: UID) -> Keys:
 
 def _level(values: dict[int, bytes]) -> Level:
     text = values.get(_LEVEL, b"").decode("ascii", "replace").strip(" \0")
+    if not text:
+        raise Refused(IDENTIFIER_MISMATCH, "QueryRetrieveLevel is missing", _LEVEL)
     if text not in LEVELS:
-        reason = f"QueryRetrieveLevel is {text[:16]!a}" if text else "QueryRetrieveLevel is missing"
-        raise Refused(IDENTIFIER_MISMATCH, reason, _LEVEL)
+        detail = ascii(text[:16])
+        raise Refused(IDENTIFIER_MISMATCH, "QueryRetrieveLevel is none that there is", _LEVEL, detail=detail)
     return Level(text)
 
 
@@ -226,8 +233,8 @@ def _unique_keys_above(keys: Keys, patient_root: bool) -> list[Condition]:
         attribute = UNIQUE_KEY[level]
         value = keys.values.get(attribute.keyword, "")
         if is_universal(value) or any(sign in value for sign in "\\*?"):
-            reason = f"{attribute.keyword} must have a single value at level {keys.level}"
-            raise Refused(IDENTIFIER_MISMATCH, reason, attribute.tag)
+            comment = f"{attribute.keyword} must have a single value at level {keys.level}"
+            raise Refused(IDENTIFIER_MISMATCH, comment, attribute.tag)
         found += _conditions(attribute, attribute.keyword, value)
     return found
 

@@ -45,7 +45,8 @@ _END_OF_DAY = "235960.999999"
 
 
 class BadKey(Exception):
-    """A key's value cannot be understood. The message says why, without the value."""
+    """A key's value cannot be understood. The message says why, without the value, in few words: with the
+    key's name before it, it is an Error Comment (`Refused`)."""
 
 
 def is_universal(text: str) -> bool:
@@ -111,7 +112,7 @@ def _test(attribute: Attribute, value: str) -> Test:
 
 def _uid(value: str) -> str:
     if not is_valid_uid(value):
-        raise BadKey("it is no UID and no list of UIDs")
+        raise BadKey("no UID and no list of UIDs")
     return value
 
 
@@ -133,7 +134,7 @@ def _date_test(value: str) -> Test:
 def _date(text: str) -> str:
     day = date(text.strip())
     if not day:
-        raise BadKey("no date: write YYYYMMDD or YYYYMMDD-YYYYMMDD")
+        raise BadKey("a date is YYYYMMDD(-YYYYMMDD)")
     return day
 
 
@@ -150,7 +151,7 @@ def _time_test(value: str) -> Between:
 def _time(text: str) -> tuple[str, str]:
     first, last = time_range(text)
     if not first:
-        raise BadKey("no time: write HHMMSS or HHMMSS-HHMMSS")
+        raise BadKey("a time is HHMMSS(-HHMMSS)")
     return first, last
 
 
@@ -162,10 +163,10 @@ def _of_names(attribute: Attribute, values: list[str]) -> tuple[Condition, ...]:
         tests = tuple(test for value in values for test in _name_tests(folded_name(value)))
         return (Condition(attribute.level, attribute.matched, _joined(tests)),)
     if len(values) > 1:
-        raise BadKey("several names with several component groups each")
+        raise BadKey("give one name where it has '='")
     groups = folded_name(values[0]).split("=")
     if len(groups) > len(attribute.matched):
-        raise BadKey("a name has three component groups at most")
+        raise BadKey("more than three name groups")
     return tuple(
         Condition(attribute.level, (column,), _name_tests(group))
         for column, group in zip(attribute.matched, groups, strict=False)
@@ -190,5 +191,5 @@ def _joined(tests: tuple[Test, ...]) -> tuple[Test, ...]:
     singles = tuple(dict.fromkeys(values))
     others = tuple(dict.fromkeys(test for test in tests if not isinstance(test, AnyOf)))
     if len(singles) > _MAX_VALUES or len(others) > _MAX_PATTERNS:
-        raise BadKey("it has too many values: ask for less at once")
+        raise BadKey("too many values at once")
     return ((AnyOf(singles),) if singles else ()) + others

@@ -47,9 +47,9 @@ class Replies:
 
     def refuse(self, refused: Refused) -> None:
         """The failure, with what the peer's log should say of it (PS3.7 C.5)."""
-        self.failure = f"refused with 0x{refused.status:04X}: {refused.comment}"
+        self.failure = f"refused with 0x{refused.status:04X}: {refused.reason}"
         answer = self.answer(refused.status)
-        answer.ErrorComment = refused.comment[:64]  # LO
+        answer.ErrorComment = refused.comment
         if refused.offending is not None:
             answer.OffendingElement = [refused.offending]
         self.send(answer)
@@ -81,7 +81,7 @@ def refusing(replies: Replies, event: evt.Event, *, without_ledger: int) -> Iter
     try:
         yield
     except Refused as refused:
-        log.warning("%s of %s refused with 0x%04X: %s", name, peer, refused.status, refused.comment)
+        log.warning("%s of %s refused with 0x%04X: %s", name, peer, refused.status, refused.reason)
         replies.refuse(refused)
     except LedgerUnavailable as error:
         log.error("%s of %s cannot be answered: %s", name, peer, error)
@@ -89,7 +89,9 @@ def refusing(replies: Replies, event: evt.Event, *, without_ledger: int) -> Iter
     except Exception as error:
         # Whatever it was, the peer must hear that it failed.
         log.exception("%s of %s failed", name, peer)
-        replies.refuse(Refused(UNABLE_TO_PROCESS, f"the node failed: {type(error).__name__}"))
+        replies.refuse(
+            Refused(UNABLE_TO_PROCESS, "the node failed; see its log", detail=type(error).__name__)
+        )
 
 
 def name_of(event: evt.Event) -> str:

@@ -77,8 +77,8 @@ class _Retrieval:
         question = to_retrieval(keys, patient_root=model == self.models[0])
         objects = self._ledger.held(question, self._settings.max_matches + 1)
         if len(objects) > self._settings.max_matches:
-            text = f"more than {self._settings.max_matches} objects: ask for less at once"
-            raise Refused(UNABLE_TO_COUNT, text)
+            comment = f"more than {self._settings.max_matches} objects: ask for less at once"
+            raise Refused(UNABLE_TO_COUNT, comment)
         return objects
 
     def _ended(self, event: evt.Event) -> bool:
@@ -170,8 +170,8 @@ class MoveService(_Retrieval):
     def _destination(self, ae_title: str) -> Peer:
         peer = self._destinations.get(ae_title)
         if peer is None:
-            known = "no [[peers]] entry with host and port has that AE title"
-            raise Refused(DESTINATION_UNKNOWN, f"{ae_title[:16]!r}: {known}")
+            detail = f"no [[peers]] entry with host and port has the AE title {ae_title[:16]!r}"
+            raise Refused(DESTINATION_UNKNOWN, "Move Destination is not known here", detail=detail)
         return peer
 
 

@@ -70,7 +70,7 @@ def nested(keyword: str, keys: ItemKeys) -> Nested:
     """What a key asks for. Raises BadKey."""
     sequence = SEQUENCE_OF[keyword]
     if len(keys.items) > 1:
-        raise BadKey("a sequence has one item in a request")
+        raise BadKey("more than one item in a request")
     item = keys.items[0] if keys.items else {}
     known = sequence.by_keyword
     wanted = tuple(found for name, value in item.items() for found in conditions(known[name], value))

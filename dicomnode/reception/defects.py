@@ -45,7 +45,7 @@ class Answer:
     quarantined: bool
     """The object is kept in quarantine/ with its reason; otherwise nothing of it is kept."""
     sentence: str
-    """For the sender (Error Comment, 64 characters at most), the log and the conformance page."""
+    """For the sender (Error Comment, LO: 64 characters at most), the log and the conformance page."""
 
 
 ANSWERS: dict[Defect, Answer] = {
@@ -66,7 +66,7 @@ ANSWERS: dict[Defect, Answer] = {
     Defect.DISK_FULL: Answer(0xA700, False, "No space to store the object durably"),
     Defect.LEDGER_UNAVAILABLE: Answer(0xA701, False, "The database does not answer; send again later"),
     Defect.STOPPING: Answer(0xA702, False, "The node is stopping; send again later"),
-    Defect.TOO_LARGE: Answer(0xA703, False, "The object is larger than [receive] max_object_gb"),
+    Defect.TOO_LARGE: Answer(0xA703, False, "The object is larger than the node takes"),
     Defect.INTERNAL: Answer(0x0110, True, "The node failed while it received the object; see its log"),
 }
 

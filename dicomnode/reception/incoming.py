@@ -42,7 +42,7 @@ class Incoming(BytesIO):
         if self.flaw is not None:
             return len(piece)
         if self._size > self._limit_bytes:
-            text = f"more than {self._limit_bytes / 1e9:g} GB"
+            text = f"more than {self._limit_bytes / 1e9:g} GB, [receive] max_object_gb"
             self._give_up(Flawed(Defect.TOO_LARGE, text))
         elif self._file is None and self._size <= _IN_MEMORY_BYTES:
             super().write(piece)

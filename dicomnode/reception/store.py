@@ -214,7 +214,7 @@ class StoreService:
         log.warning("%s from %s refused with 0x%04X: %s", uid, origin.peer, answer.status, reason)
         status = Dataset()
         status.Status = answer.status
-        status.ErrorComment = answer.sentence[:64]  # LO
+        status.ErrorComment = answer.sentence
         return status
 
     def _set_aside(self, flaw: Flawed, origin: Origin, data: memoryview) -> str:

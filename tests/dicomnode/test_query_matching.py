@@ -165,7 +165,7 @@ def test_what_a_value_representation_does_not_allow_is_refused(keyword: str, tex
 
 @pytest.mark.parametrize(
     ("keyword", "form"),
-    [("PatientBirthDate", "YYYYMMDD or YYYYMMDD-YYYYMMDD"), ("StudyTime", "HHMMSS or HHMMSS-HHMMSS")],
+    [("PatientBirthDate", "YYYYMMDD(-YYYYMMDD)"), ("StudyTime", "HHMMSS(-HHMMSS)")],
 )
 def test_a_date_or_time_that_is_refused_is_told_its_form(keyword: str, form: str) -> None:
     with pytest.raises(BadKey) as caught:

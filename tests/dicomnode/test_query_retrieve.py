@@ -197,6 +197,15 @@ def test_what_cannot_be_moved_is_said(
     assert pacs.received == []
 
 
+@pytest.mark.parametrize("destination", ["NOBODY", "SPEECHLESS"])
+def test_a_destination_that_is_not_known_is_told_without_our_settings(
+    node: Running, caplog: pytest.LogCaptureFixture, destination: str
+) -> None:
+    ((answer, _),) = moved(node, destination)
+    assert answer.ErrorComment == "Move Destination is not known here"
+    assert f"no [[peers]] entry with host and port has the AE title '{destination}'" in caplog.text
+
+
 def test_too_many_objects_are_refused(tmp_path: Path, pacs: StandinPacs) -> None:
     archive = Peer(name="archive", ae_title="ARCHIVE", host=pacs.host, port=pacs.port, may=())
     with answering_node(tmp_path, slices(tmp_path), (archive,), max_matches=2) as node:
