@@ -24,6 +24,7 @@ from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from dicomnode.ledger import Ledger
+    from dicomnode.records import Case
 
 app = typer.Typer(
     help="A DICOM node for radionuclide therapy: SPECT/CT in, voxel dose-rate maps back to PACS.",
@@ -117,18 +118,27 @@ def show(case: CaseArgument, config: ConfigOption = None) -> None:
 
 @app.command()
 def retry(
-    case: CaseArgument,
+    case: Annotated[
+        str | None, typer.Argument(help="case number, Study Instance UID, or the end of that UID")
+    ] = None,
     config: ConfigOption = None,
     resend: Annotated[bool, typer.Option(help="send the existing results again, compute nothing")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="with --resend: each case that FAILED while it was sent")
+    ] = False,
     rejection_reason: Annotated[
         RejectionReason | None,
         typer.Option(help="why archives are to reject the results that are replaced; else as [deliver] says"),
     ] = None,
 ) -> None:
     """Take up a HELD, FAILED or DONE case again: from its inputs, or with --resend from its results."""
+    if (case is None) is not every or (every and not resend):
+        raise ConfigurationError(
+            "`dicomnode retry` takes one case, or --all with --resend",
+            "`dicomnode cases --state FAILED` lists those that failed",
+        )
     settings = _load(config)
     ledger = _ledger(settings)
-    found = ledger.find_case(case)
     now = time.time()
     if resend:
         if rejection_reason is not None:
@@ -136,9 +146,10 @@ def retry(
                 "--resend sends the rejection note that was written with the results",
                 "Leave --rejection-reason out, or --resend: then the case is computed again",
             )
-        ledger.resend(found.id, now, settings.deliver.to, settings.rejection_note_takers())
-        out.print(f"case {found.id}: its results are sent again")
+        for found in [ledger.find_case(case)] if case else ledger.failed_to_send():
+            _resend(ledger, settings, found, now, skip=every)
         return
+    found = ledger.find_case(case or "")
     reason = "a person asked to begin again"
     # Without its old digest the case is computed also when its inputs are the same.
     said = {} if rejection_reason is None else {"rejection_reason": rejection_reason}
@@ -146,6 +157,18 @@ def retry(
     out.print(f"case {found.id}: begins again from what was received")
     if found.inputs_removed_at is not None:
         out.print("what was received was removed by [retention]: send the study again")
+
+
+def _resend(ledger: Ledger, settings: Config, case: Case, now: float, skip: bool) -> None:
+    """skip: a case of which nothing can be sent is told, and does not end the command."""
+    try:
+        ledger.resend(case.id, now, settings.deliver.to, settings.rejection_note_takers())
+    except NodeError as error:
+        if not skip:
+            raise
+        out.print(f"case {case.id}: {error}")
+    else:
+        out.print(f"case {case.id}: its results are sent again")
 
 
 @app.command()

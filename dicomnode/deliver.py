@@ -6,9 +6,9 @@ asks them, and has sent again here what they could not commit to.
 Each object goes to each destination, and each answer is recorded at once, so that a crash sends
 again only what is not recorded, under the same UIDs (a PACS takes that as the object it has).
 
-Patience. A destination that cannot be reached is tried again with a pause that doubles; meanwhile
-it rests for every case, so that cases do not queue up at a dead PACS, nor all storm it when it is
-back. A living one that refuses an object is asked a few times, then a person is.
+Patience. A destination that cannot be reached, rejects associations or is out of resources is tried again
+with a pause that doubles; meanwhile it rests for every case, so that cases do not queue up at a dead PACS,
+nor all storm it when it is back. A living one that refuses an object is asked a few times, then a person is.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dicomnode.clock import Jumps, running
 from dicomnode.config import Config, Peer
 from dicomnode.errors import LedgerUnavailable, NodeError, Transient
 from dicomnode.ledger import Ledger
+from dicomnode.network.iocm import NO_SUCH_INSTANCE
 from dicomnode.network.send import Answer, Outgoing, Verdict, send
 from dicomnode.patience import Resting, backoff_s, lasts, spread
 from dicomnode.privacy import without_identity
@@ -34,6 +35,9 @@ from dicomnode.records import Attempt, Case, Delivery, Result, Run
 from dicomnode.states import Event, State
 
 CASES_PER_TICK = 4
+
+# After these answers a destination needs an object no more.
+_SETTLED = (Verdict.STORED, Verdict.NEEDLESS)
 
 # One result and how it stands with one destination.
 Item = tuple[Result, Delivery]
@@ -81,9 +85,12 @@ class Deliverer:
         self._stopping = threading.Event()
 
     def tick(self, now: float) -> None:
-        """Try the cases that are due, the oldest first, a few at a time."""
+        """Try the cases that are due, a few at a time: of those that failed as often the oldest first.
+
+        So one at which a destination fails each time does not keep the others from it for ever.
+        """
         tried, lacking = 0, cache(self._ledger.open_destinations)
-        for case in self._ledger.to_deliver(self._committing):
+        for case in sorted(self._ledger.to_deliver(self._committing), key=lambda case: case.attempts):
             if self._stopping.is_set() or tried == CASES_PER_TICK:
                 return
             if lasts(case.next_attempt_at, now, self._settings.max_retry_s):
@@ -136,9 +143,19 @@ class Deliverer:
     # ── sending ──────────────────────────────────────────────────────────────────────────────
 
     def _send(self, case: Case, peer: Peer, items: list[Item], clock: Callable[[], float]) -> None:
-        """Send to one destination what it lacks.
+        """Send to one destination what it lacks; one that takes nothing at the moment rests."""
+        try:
+            self._send_in_order(case, peer, items, clock)
+        except LedgerUnavailable:
+            # No fault of the peer.
+            raise
+        except Transient as error:
+            self._resting.rest(peer.name, error.reason, clock(), f"; case {case.id} waits", error.remedy)
+        else:
+            self._resting.wake(peer.name)
 
-        A rejection note comes first, and without it nothing else goes there: the destination would hold two
+    def _send_in_order(self, case: Case, peer: Peer, items: list[Item], clock: Callable[[], float]) -> None:
+        """A rejection note comes first, and without it nothing else goes to a destination: it would hold two
         contradictory doses unmarked. The other way round it holds none that is valid, for a moment.
         """
         notes = [item for item in items if item[0].new.sop_class_uid == KeyObjectSelectionDocumentStorage]
@@ -148,13 +165,16 @@ class Deliverer:
             self._send_items(case, peer, rest, clock)
 
     def _send_items(self, case: Case, peer: Peer, items: list[Item], clock: Callable[[], float]) -> bool:
-        """Send what is still on disk. returns: whether the destination has taken all of it."""
+        """Send what is still on disk. returns: whether the destination needs nothing more of it.
+
+        Raises Transient.
+        """
         taken: set[str] = set()
         by_uid = {result.new.sop_instance_uid: (result, delivery) for result, delivery in items}
 
         def on_answer(file: Outgoing, answer: Answer) -> None:
             self._record(case, by_uid[file.sop_instance_uid], answer, clock())
-            if answer.verdict is Verdict.STORED:
+            if answer.verdict in _SETTLED:
                 taken.add(file.sop_instance_uid)
             if self._stopping.is_set():
                 raise _Stopped
@@ -165,13 +185,6 @@ class Deliverer:
         self._audit.sending(party, study, patient, [file.sop_class_uid for file in files])
         try:
             send(peer, files, self._our_ae_title, self._settings.timeout_s, on_answer)
-        except LedgerUnavailable:
-            # Raised by `on_answer`: no fault of the peer.
-            raise
-        except Transient as error:
-            self._resting.rest(peer.name, error.reason, clock(), f"; case {case.id} waits")
-        else:
-            self._resting.wake(peer.name)
         finally:
             stored = [file.sop_class_uid for file in files if file.sop_instance_uid in taken]
             others = [file.sop_class_uid for file in files if file.sop_instance_uid not in taken]
@@ -181,21 +194,23 @@ class Deliverer:
 
     def _record(self, case: Case, item: Item, answer: Answer, now: float) -> None:
         result, delivery = item
-        stored, refused = answer.verdict is Verdict.STORED, answer.verdict is Verdict.REFUSED
+        refused = answer.verdict is Verdict.REFUSED
         self._ledger.answered(
             delivery,
             now,
             status=answer.status,
             detail=answer.text,
-            delivered=stored,
+            delivered=answer.verdict in _SETTLED,
             refused=refused,
             sent=not (refused and answer.status is None),
+            keeps=answer.verdict is not Verdict.NEEDLESS,
         )
-        level = logging.INFO if stored and not answer.text else logging.WARNING
         name, uid = result.new.kind, result.new.sop_instance_uid
         # An error comment is the peer's: it may name the patient.
         text = f": {without_identity(answer.text, case)}" if answer.text else ""
-        log.log(level, "case %d: %s %s %s %s%s", case.id, delivery.peer, answer.verdict, name, uid, text)
+        log.log(
+            _level(answer), "case %d: %s %s %s %s%s", case.id, delivery.peer, answer.verdict, name, uid, text
+        )
 
     def _outgoing(self, result: Result) -> Outgoing:
         new = result.new
@@ -221,12 +236,21 @@ class Deliverer:
             log.error("case %d is FAILED: %s", case.id, text)
         else:
             reason = "; ".join(dict.fromkeys(self._trouble(item) for item in left))
-            # Of a destination that cannot be reached the log has a line, however many cases wait for it.
+            remedies = (self._resting.remedy(delivery.peer) for _, delivery in left)
+            remedy = "; ".join(dict.fromkeys(filter(None, remedies)))
+            # Of a destination that rests the log has a line, however many cases wait for it.
             is_told = all(self._resting.reason(delivery.peer) is not None for _, delivery in left)
-            self._stumble(case, reason, attempt, now, logging.DEBUG if is_told else logging.WARNING)
+            level = logging.DEBUG if is_told else logging.WARNING
+            self._stumble(case, reason, attempt, now, remedy, level)
 
     def _stumble(
-        self, case: Case, reason: str, attempt: Attempt, now: float, level: int = logging.WARNING
+        self,
+        case: Case,
+        reason: str,
+        attempt: Attempt,
+        now: float,
+        remedy: str = "",
+        level: int = logging.WARNING,
     ) -> None:
         pause_s = backoff_s(case.attempts + 1, self._settings, jitter=spread(case.id))
         self._ledger.end(
@@ -235,6 +259,7 @@ class Deliverer:
             now,
             outcome="failed",
             reason=reason,
+            remedy=remedy,
             attempts=case.attempts + 1,
             next_attempt_at=now + pause_s,
         )
@@ -283,9 +308,9 @@ class Deliverer:
         ahead_s = 0.0 if self._jumps is None else self._jumps.ahead_s(now)
         for item, *_ in _by_peer(left).values():
             if now - self._begun(case, item, now) - ahead_s >= limit_h * 3600:
+                remedy = self._resting.remedy(item[1].peer) or "Bring the destination back"
                 return _Hopeless(
-                    f"not delivered within {limit_h:g} h: {self._trouble(item)}",
-                    f"Bring the destination back, then {again}",
+                    f"not delivered within {limit_h:g} h: {self._trouble(item)}", f"{remedy}; then {again}"
                 )
         return None
 
@@ -332,13 +357,21 @@ def _by_peer(items: Iterable[Item]) -> dict[str, list[Item]]:
     return grouped
 
 
+def _level(answer: Answer) -> int:
+    """How loud an answer is told."""
+    if answer.verdict is Verdict.OUT_OF_RESOURCES:
+        # The destination rests, and that is a line of its own, without one for each object.
+        return logging.DEBUG
+    if answer.verdict is Verdict.NEEDLESS and answer.status == NO_SUCH_INSTANCE:
+        return logging.ERROR
+    return logging.WARNING if answer.text else logging.INFO
+
+
 def _remedy(delivery: Delivery, our_ae_title: str) -> str:
     """What a person can do about a refusal, PS3.4 Table B.2-1."""
     status = delivery.status
     if status is None:
         return f"Let {delivery.peer} know {our_ae_title} and accept this SOP class and transfer syntax"
-    if status & 0xFF00 == 0xA700:
-        return f"Make room on {delivery.peer}"
     if status in (0x0122, 0x0124):
         return f"Let {delivery.peer} accept this SOP class from {our_ae_title}"
     return f"Ask the administrator of {delivery.peer} for the reason; its log names the object"

@@ -50,10 +50,11 @@ class _Rest:
     until: float
     failures: int
     reason: str
+    remedy: str
 
 
 class Resting:
-    """The peers that cannot be reached: each is left alone by all cases, for pauses that double."""
+    """The peers that take nothing at the moment: each is left alone by all cases, for pauses that double."""
 
     def __init__(self, settings: Pauses) -> None:
         self._settings = settings
@@ -69,13 +70,23 @@ class Resting:
         rest = self._resting.get(peer)
         return None if rest is None else rest.reason
 
-    def rest(self, peer: str, reason: str, now: float, waiting: str = "") -> None:
-        """It failed: leave it alone, longer each time. waiting: who waits, for the end of the log's line."""
+    def remedy(self, peer: str) -> str:
+        """What a person can do about it; empty where nothing is known."""
+        rest = self._resting.get(peer)
+        return "" if rest is None else rest.remedy
+
+    def rest(self, peer: str, reason: str, now: float, waiting: str = "", remedy: str = "") -> None:
+        """It failed: leave it alone, longer each time.
+
+        waiting: who waits, for the end of the log's line. remedy: follows it where the reason is new.
+        """
         before = self._resting.get(peer)
         failures = 1 if before is None else before.failures + 1
         pause_s = backoff_s(failures, self._settings)
-        self._resting[peer] = _Rest(now + pause_s, failures, reason)
-        log.warning("%s; tried again in %.0f s%s", reason, pause_s, waiting)
+        self._resting[peer] = _Rest(now + pause_s, failures, reason, remedy)
+        is_known = before is not None and before.reason == reason
+        told = f". {remedy}" if remedy and not is_known else ""
+        log.warning("%s; tried again in %.0f s%s%s", reason, pause_s, waiting, told)
 
     def wake(self, peer: str) -> None:
         """It answered."""

@@ -94,6 +94,7 @@ def _head(ledger: Ledger, case: Case) -> Table:
         if case.rejection_reason
         else "",
         "now": case.reason if case.state is State.SENDING else "",
+        "to do": case.remedy if case.state is State.SENDING else "",
         "next attempt": _at(case.next_attempt_at) if case.next_attempt_at else "",
     }
     table = Table("", _whole(""), show_header=False, box=None)
@@ -222,8 +223,9 @@ def _results(ledger: Ledger, case: Case) -> Iterator[RenderableType]:
 def _delivered(delivery: Delivery) -> str:
     if not delivery.delivered_at:
         return f"not yet ({delivery.detail or '-'})"
+    told = f" ({delivery.detail})" if delivery.detail else ""
     committed = f", committed {_at(delivery.committed_at)}" if delivery.committed_at else ""
-    return _at(delivery.delivered_at) + committed
+    return _at(delivery.delivered_at) + told + committed
 
 
 def _commitments(asked: Sequence[Commitment]) -> Table:

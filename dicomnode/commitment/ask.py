@@ -186,7 +186,10 @@ class Committer:
         except Transient as error:
             self._resting.rest(peer.name, error.reason, clock())
         except AssociationRefused as error:
-            # A living peer wants no association, or none for this.
+            if not error.contexts:
+                # A wrong AE title, a licence that ran out: it is asked again when that is mended.
+                self._resting.rest(peer.name, error.reason, clock(), remedy=error.remedy)
+                return
             for item in filter(self._missing, due):
                 self._refused(item, self._begin(item, clock())[1], error.reason, clock())
         except Exception as error:  # the worker's loop: it must not be asked again at every tick

@@ -89,10 +89,17 @@ context for each SOP class. No other transfer syntax is proposed for them.
 | answer to C-STORE | then |
 |---|---|
 | {stored} | the destination has it; the statuses but 0x0000 are warnings and logged |
+| 0xA7xx but for those below | trouble of the destination, no refusal: what it did not take is sent again, \
+for ever or for `[deliver] give_up_after_h`, under the same UIDs; meanwhile nothing else is sent there |
+| no answer, A-ABORT, A-ASSOCIATE-RJ (permanent or transient), no connection | the same |
+| 0xA770 to a rejection note: duplicate | it has the note, with a warning |
+| 0xA774, 0xA772 to a rejection note: already rejected, no such instance | it does not need the note: the \
+results follow, with a warning or, for 0xA772, an error in the log |
+| 0xA773, 0xA775, 0xA776 to a rejection note; 0xA771, 0xA777 to 0xA779 | refused |
 | any other status | refused: sent again `[deliver] max_refusals` times, then the case is FAILED |
-| no context accepted, or A-ASSOCIATE-RJ with result 1 (permanent) | the same |
-| no answer, A-ABORT, A-ASSOCIATE-RJ with result 2 (transient), no connection | sent again, for ever or for \
-`[deliver] give_up_after_h`, under the same UIDs |"""
+| no context accepted | refused |
+
+0xA770 to 0xA779 are statuses of dcm4chee-arc's own."""
 
 _ENVIRONMENT = """\
 ## Network, configuration, media

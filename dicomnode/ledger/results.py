@@ -6,15 +6,25 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 
-from sqlalchemy import Connection, and_, delete, select, update
+from sqlalchemy import Connection, and_, delete, func, select, update
 
 from dicomnode.errors import NodeError
 from dicomnode.ledger.closing import close_if_done
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.index import show_results
 from dicomnode.ledger.rejections import NOTE
-from dicomnode.ledger.rows import day, latest_run, locked_case, one_case, sent_run, to_record, to_row, to_run
-from dicomnode.ledger.schema import ATTEMPTS, COMMITMENTS, DELIVERIES, RESULTS, RUNS
+from dicomnode.ledger.rows import (
+    day,
+    latest_run,
+    locked_case,
+    one_case,
+    sent_run,
+    to_case,
+    to_record,
+    to_row,
+    to_run,
+)
+from dicomnode.ledger.schema import ATTEMPTS, CASES, COMMITMENTS, DELIVERIES, RESULTS, RUNS, TRANSITIONS
 from dicomnode.ledger.steps import insert_row, step
 from dicomnode.records import Attempt, Case, Delivery, NewResult, NewRun, Result, Run
 from dicomnode.states import Event, State
@@ -111,8 +121,14 @@ class Results(Database):
         delivered: bool,
         refused: bool = False,
         sent: bool = True,
+        keeps: bool = True,
     ) -> None:
-        """Record what a destination said to one object. sent: whether any of it left the node."""
+        """Record what a destination said to one object.
+
+        delivered: it needs it no more. sent: whether any of it left the node. status: None where no answer
+        came. keeps: False where it has no use for the object; nobody asks it to commit to it then.
+        """
+        may_have = (delivered and keeps) or (sent and status is None)
         with self._decide() as connection:
             connection.execute(
                 update(DELIVERIES)
@@ -123,6 +139,8 @@ class Results(Database):
                     detail=detail,
                     tries=DELIVERIES.c.tries + int(sent),
                     refusals=DELIVERIES.c.refusals + int(refused),
+                    **({"may_have": 1} if may_have else {}),
+                    **({} if keeps else {"committed_at": now}),
                 )
             )
 
@@ -143,6 +161,23 @@ class Results(Database):
                 text = f"waits for storage commitment of {', '.join(sorted(committing))}"
                 step(connection, case, Event.AWAIT, now, reason=text, attempts=0, next_attempt_at=0.0)
             return one_case(connection, run.case_id)
+
+    def failed_to_send(self) -> list[Case]:
+        """The cases that are FAILED since they were sent, oldest first; not those that computing failed."""
+        began = (
+            select(func.max(TRANSITIONS.c.id))
+            .where(TRANSITIONS.c.case_id == CASES.c.id, TRANSITIONS.c.event == str(Event.GIVE_UP))
+            .correlate(CASES)
+            .scalar_subquery()
+        )
+        query = (
+            select(CASES)
+            .join(TRANSITIONS, TRANSITIONS.c.id == began)
+            .where(CASES.c.state == str(State.FAILED), TRANSITIONS.c.from_state == str(State.SENDING))
+            .order_by(CASES.c.id)
+        )
+        with self._read() as connection:
+            return [to_case(row) for row in connection.execute(query.with_only_columns(*CASES.c)).all()]
 
     def resend(self, case_id: int, now: float, peers: Sequence[str], notes_to: Collection[str] = ()) -> Case:
         """A person asks to send the newest results again, to `peers` as they are configured now.

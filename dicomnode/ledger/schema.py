@@ -167,6 +167,8 @@ DELIVERIES = Table(
     Column("committed_at", Float),
     Column("commit_failure", Integer),
     Column("commit_failures", Integer, nullable=False, server_default="0"),
+    # Whether the peer ever took it, or left it untold; sending again forgets nothing of that.
+    Column("may_have", Integer, nullable=False, server_default="0"),
     Index("uq_deliveries_result_peer", "result_id", "peer", unique=True),
 )
 

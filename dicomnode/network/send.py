@@ -5,9 +5,10 @@ an end, so that a 140 MB map lies in memory whole and the wait for the answer be
 byte has left. Here the queue holds a few PDUs (`_Window`): the file is read as fast as the network
 takes it.
 
-Who is at fault. A peer that answers with a failure, rejects the association for good or does not
-accept a presentation context has *refused*: waiting will not help. A peer that cannot be connected
-to, aborts or falls silent may be back in a minute: `Transient`.
+Who is at fault. A peer that answers with a failure or does not accept a presentation context has
+*refused* the object: waiting will not help. A peer that cannot be connected to, aborts, falls silent, is
+out of resources or wants no association with us takes no object at all, and may in a minute or when
+somebody has seen to it: `Transient`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from dicomnode.config import Peer
 from dicomnode.contexts import VERIFICATION
 from dicomnode.errors import NodeError, Transient
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicomnode.network import iocm
 from dicomnode.network.answers import Answers
 from dicomnode.network.identity import USERNAME, USERNAME_AND_PASSCODE, password_to_send
 from dicomnode.tls import caller
@@ -58,6 +60,10 @@ class Verdict(StrEnum):
     """The peer has it."""
     REFUSED = "REFUSED"
     """The peer is alive and does not take it."""
+    NEEDLESS = "NEEDLESS"
+    """A rejection note that has nothing to reject there: the peer does not keep it, and can do without."""
+    OUT_OF_RESOURCES = "OUT OF RESOURCES"
+    """The peer is alive and can store nothing at the moment: no fault of the object."""
     UNANSWERED = "UNANSWERED"
     """It was sent and no answer came: the peer may have it."""
 
@@ -92,24 +98,36 @@ def send(
 ) -> None:
     """Store `files` on `peer`; `on_answer` hears of each as soon as its answer is there.
 
-    Raises Transient when the peer cannot be reached or stops answering; the objects that
-    `on_answer` did not hear of were not sent then.
+    Raises Transient when the peer cannot be reached, rejects the association or stops answering; the
+    objects that `on_answer` did not hear of were not sent then. The same, after all were sent, when it was
+    out of resources for one of them.
     """
     if not files:
         return
+    lacking: list[Answer] = []
+
+    def heard(file: Outgoing, answer: Answer) -> None:
+        if answer.verdict is Verdict.OUT_OF_RESOURCES:
+            lacking.append(answer)
+        on_answer(file, answer)
+
     contexts = sorted({(file.sop_class_uid, file.transfer_syntax_uid) for file in files})
     try:
         with open_association(peer, our_ae_title, timeout_s, contexts) as association:
             accepted = {(c.abstract_syntax, c.transfer_syntax[0]) for c in association.accepted_contexts}
             for number, file in enumerate(files, start=1):
                 if (file.sop_class_uid, file.transfer_syntax_uid) in accepted:
-                    _store(association, peer, file, number, on_answer)
+                    _store(association, peer, file, number, heard)
                 else:
                     on_answer(file, Answer(Verdict.REFUSED, None, _no_context(file)))
     except AssociationRefused as error:
+        if not error.contexts:
+            # A wrong AE title, a licence that ran out: no fault of these objects.
+            raise Transient(error.reason, error.remedy) from error
         for file in files:
-            text = _no_context(file) if error.contexts else error.reason
-            on_answer(file, Answer(Verdict.REFUSED, None, text))
+            on_answer(file, Answer(Verdict.REFUSED, None, _no_context(file)))
+    if lacking:
+        raise _out_of_resources(peer, lacking[0])
 
 
 def echo(peer: Peer, our_ae_title: str, timeout_s: float) -> None:
@@ -135,7 +153,7 @@ def _store(
     if not association.is_established:
         raise Transient(f"{_name(peer)} ended the association before everything was sent")
     try:
-        answer = _judge(association.send_c_store(file.path, msg_id=message_id(number)))
+        answer = _judge(association.send_c_store(file.path, msg_id=message_id(number)), file.sop_class_uid)
     except (AttributeError, ValueError, OSError, InvalidDicomError) as error:
         answer = Answer(Verdict.REFUSED, None, f"{file.path.name} cannot be read: {error}")
     except RuntimeError as error:  # the association ended since the check above
@@ -145,14 +163,29 @@ def _store(
         raise Transient(f"{_name(peer)} {answer.text} while {file.path.name} was sent")
 
 
-def _judge(response: Dataset) -> Answer:
+def _judge(response: Dataset, sop_class_uid: str) -> Answer:
     status = response.get("Status")
     if status is None:
         return Answer(Verdict.UNANSWERED, None, "aborted, closed the connection or fell silent")
     if status == 0x0000:
         return Answer(Verdict.STORED, status, "")
+    if own := iocm.words(status, sop_class_uid):
+        text = said(response, {status: ("", own)})
+        if status == iocm.DUPLICATE_REJECTION_NOTE:
+            return Answer(Verdict.STORED, status, text)
+        return Answer(Verdict.NEEDLESS if status in iocm.NEEDLESS else Verdict.REFUSED, status, text)
     text = said(response, STORAGE_SERVICE_CLASS_STATUS)
+    if status & 0xFF00 == 0xA700:  # PS3.4 Table B.2-1
+        return Answer(Verdict.OUT_OF_RESOURCES, status, text)
     return Answer(Verdict.STORED if status in STORED else Verdict.REFUSED, status, text)
+
+
+def _out_of_resources(peer: Peer, answer: Answer) -> Transient:
+    """Without the peer's comment, which may name the patient."""
+    status = answer.status or 0xA700
+    # What the Standard gives a meaning is a lack of room; the rest of 0xA7xx is each peer's own.
+    remedy = f"Make room on {peer.name}" if status <= 0xA702 else f"Look into the log of {peer.name}"
+    return Transient(f"{_name(peer)} is out of resources: it answered 0x{status:04X} to C-STORE", remedy)
 
 
 def said(response: Dataset, table: Mapping[int, tuple[str, str]]) -> str:
@@ -287,7 +320,10 @@ def _why_not(association: Association, connected: bool, peer: Peer, timeout_s: f
         reason = f"{_name(peer)} rejected the association: {answer.reason_str}"
         # PS3.8 Table 9-21: 1 rejected-permanent, 2 rejected-transient.
         if answer.result == 1:
-            return AssociationRefused(reason, f"Check that the peer knows us and is {peer.ae_title}")
+            ours = association.requestor.ae_title.strip()
+            return AssociationRefused(
+                reason, f"Let {peer.name} know {ours}; check that it is {peer.ae_title}, and its licence"
+            )
         return Transient(reason)
     if association.rejected_contexts:
         return AssociationRefused(f"{_name(peer)} accepted no presentation context", contexts=True)

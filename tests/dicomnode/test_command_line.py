@@ -229,6 +229,41 @@ def test_resend_sends_the_existing_results_again(tmp_path: Path) -> None:
     ledger.close()
 
 
+def test_resend_all_takes_up_each_case_that_failed_while_it_was_sent_and_no_other(tmp_path: Path) -> None:
+    config = str(write_config(tmp_path, peers(11112)))
+    ledger = Ledger.open(f"sqlite:///{tmp_path / 'data' / 'ledger.sqlite3'}")
+    sent, waiting, computed, removed = (
+        encoded_case(ledger, tmp_path / "data", ("PACS",), study=f"1.2.{n}") for n in range(4)
+    )
+    for case in (sent, removed, waiting):
+        attempt = ledger.begin(case.id, Event.SEND, "deliver", 20.0)
+        event = Event.STUMBLE if case is waiting else Event.GIVE_UP
+        ledger.end(attempt, event, 30.0, outcome="failed", reason="PACS refused")
+    # It has older results, which are outdated, and failed when new ones were computed.
+    ledger.add_instances([instance(computed.study_instance_uid, 2, 40.0)], 40.0)
+    for event in (Event.COMPLETE, Event.CLAIM, Event.GIVE_UP):
+        ledger.apply(computed.id, event, 50.0)
+    ledger.apply(sent.id, Event.RECOVER, 60.0)  # the node was started since
+    gone = ledger.latest_run(removed.id)
+    assert gone is not None
+    ledger.remove_results(removed.id, State.FAILED, 70.0)
+    done = told("retry", "--all", "--resend", "--config", config)
+    assert done.exit_code == 0
+    assert f"case {sent.id}: its results are sent again" in words(done)
+    assert f"case {removed.id}: the results of case {removed.id} were removed" in words(done)
+    states = [ledger.case(case.id).state for case in (sent, waiting, computed, removed)]
+    assert states == [State.SENDING, State.SENDING, State.FAILED, State.FAILED]
+    assert ledger.case(waiting.id).attempts == waiting.attempts
+    ledger.close()
+
+
+@pytest.mark.parametrize("said", [(), ("--all",), ("--resend",), ("1", "--all", "--resend")])
+def test_retry_takes_a_case_or_all_that_are_to_be_sent_again(settings: Path, said: tuple[str, ...]) -> None:
+    refused = run("retry", *said, "--config", str(settings))
+    assert refused.returncode == 1
+    assert "takes one case, or --all with --resend" in refused.stderr
+
+
 def test_discard_sets_a_series_aside(settings: Path, ledger: Ledger) -> None:
     ledger.add_instances([instance("1.2.3", n) for n in (1, 2)], 10.0)
     result = told("discard", "1", "--series", "1.2.3.1", "--config", str(settings))

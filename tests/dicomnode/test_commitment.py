@@ -276,7 +276,7 @@ def test_what_is_sent_again_days_later_has_its_own_time(
     stages.tick(first + 2.1 * H)
     failed = ledger.case(case.id)
     assert failed.state is State.FAILED
-    assert failed.reason.startswith("not delivered within 2 h: PACS did not take RTDOSE")
+    assert failed.reason.startswith("not delivered within 2 h: PACS (PACS at 127.0.0.1")
 
 
 def test_an_object_that_is_never_committed_to_fails_the_case_with_reason_and_remedy(
@@ -338,6 +338,23 @@ def test_a_pacs_that_refuses_the_request_is_asked_a_few_times(
     assert failed.reason.startswith("PACS refused 3 times to be asked for storage commitment")
     assert "0x0110 Processing Failure" in failed.reason
     assert "set commitment = false" in failed.remedy
+
+
+def test_a_pacs_that_rejects_us_is_asked_until_it_knows_us(
+    site: Site, ledger: Ledger, pacs: CommittingPacs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case, stages = site.computed(), site.stages(max_refusals=1)
+    stages.deliverer.tick(20.0)
+    pacs.stop()
+    with StandinPacs(tmp_path / "strict", "PACS", port=pacs.port, required_calling_aet="OTHER"):
+        for now in range(20, 4000, 10):
+            stages.tick(float(now))
+    assert site.state(case) is State.SENDING
+    assert ledger.case(case.id).attempts == 0
+    assert caplog.text.count("Let PACS know DICOMNODE") == 1
+    pacs.start()
+    stages.tick(4200.0)
+    assert len(pacs.asked) == 1
 
 
 def test_a_pacs_without_storage_commitment_is_named(ledger: Ledger, tmp_path: Path) -> None:

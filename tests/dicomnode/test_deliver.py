@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, RTDoseStorage
+from pynetdicom import evt
 
 from dicomnode import deliver as deliver_module
 from dicomnode.config import Config, Deliver
@@ -253,7 +255,7 @@ def test_an_attempt_at_a_dead_pacs_is_one_line_of_the_log(
         deliverer(config_for(tmp_path, down, first_retry_s=30.0), ledger).tick(20.0)
     (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("dicomnode")]
     assert line.startswith("DOWN (DOWN at 127.0.0.1")
-    assert line.endswith(f"; tried again in 30 s; case {case.id} waits")
+    assert f"; tried again in 30 s; case {case.id} waits. Check that it runs" in line
 
 
 def test_a_person_who_asks_to_resend_does_not_wait_for_the_pause_to_end(
@@ -358,11 +360,11 @@ def test_a_refused_object_is_tried_again_a_few_times_and_then_a_person_is_asked(
 def test_after_the_cause_is_removed_a_person_resends_and_the_case_is_done(
     ledger: Ledger, tmp_path: Path, pacs: StandinPacs
 ) -> None:
-    pacs.status = lambda _sop_class, _uid: 0xA700
+    pacs.status = lambda _sop_class, _uid: 0x0124
     case = case_for(ledger, tmp_path, pacs)
     stage = deliverer(config_for(tmp_path, pacs, max_refusals=1), ledger)
     stage.tick(20.0)
-    assert "Make room on PACS_A" in ledger.case(case.id).remedy
+    assert "Let PACS_A accept this SOP class from DICOMNODE" in ledger.case(case.id).remedy
     pacs.forget()
     ledger.resend(case.id, 25.0, ["PACS_A"])
     stage.tick(25.0)
@@ -382,15 +384,131 @@ def test_an_object_whose_class_is_not_accepted_fails_while_the_others_are_delive
     assert rows(ledger, case)[0].tries == 0
 
 
-def test_a_pacs_that_does_not_know_us_fails_with_our_ae_title_in_the_remedy(
-    ledger: Ledger, tmp_path: Path
+# ── a destination that takes nothing at the moment ───────────────────────────────────────────────
+
+
+def full(_sop_class: str, _uid: str) -> int:
+    return 0xA700
+
+
+def test_a_weekend_with_a_full_pacs_fails_no_case_and_ends_by_itself(
+    ledger: Ledger, tmp_path: Path, pacs: StandinPacs, caplog: pytest.LogCaptureFixture
+) -> None:
+    pacs.status = full
+    cases = [case_for(ledger, tmp_path, pacs, study=f"1.2.{n}") for n in range(3, 13)]
+    stage = deliverer(config_for(tmp_path, pacs, max_refusals=1, max_retry_s=3600.0), ledger)
+    calls, now = [], 0.0
+    for now in map(float, (*range(30, 1000, 30), *range(1800, 60 * 3600, 900))):
+        before = pacs.associations
+        stage.tick(now)
+        calls += [now] * (pacs.associations - before)
+    # One association for all that wait, and a pause that doubles; then one each hour.
+    assert [b - a for a, b in pairwise(calls)][:5] == [30.0, 60.0, 120.0, 240.0, 480.0]
+    assert all(3600 <= b - a <= 5400 for a, b in pairwise(calls[8:]))
+    assert {case.state for case in ledger.cases()} <= {State.ENCODED, State.SENDING}
+    assert {d.refusals for case in cases for d in rows(ledger, case)} == {0}
+    waiting = ledger.cases(State.SENDING)[0]
+    assert "out of resources: it answered 0xA700" in waiting.reason
+    assert waiting.remedy == "Make room on PACS_A"
+    assert caplog.text.count("Make room on PACS_A") == 1
+    pacs.forget()
+    at_once = []
+    while ledger.cases(State.ENCODED) or ledger.cases(State.SENDING):
+        now, before = now + 60.0, pacs.associations
+        stage.tick(now)
+        at_once.append(pacs.associations - before)
+    assert max(at_once) <= deliver_module.CASES_PER_TICK
+    assert sorted(pacs.received) == sorted(uid for case in cases for uid in uids(ledger, case))
+
+
+def test_a_pacs_that_rejects_us_waits_with_our_ae_title_in_the_remedy_until_it_knows_us(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with StandinPacs(tmp_path / "strict", "STRICT", required_calling_aet="OTHER") as strict:
         case = case_for(ledger, tmp_path, strict)
-        deliverer(config_for(tmp_path, strict, max_refusals=1), ledger).tick(20.0)
+        later = case_for(ledger, tmp_path, strict, study="1.2.4")
+        stage = deliverer(config_for(tmp_path, strict, max_refusals=1), ledger)
+        for now in range(20, 7200):
+            stage.tick(float(now))
+        port = strict.port
+    waiting = ledger.case(case.id)
+    assert waiting.state is State.SENDING
+    assert "rejected the association" in waiting.reason
+    assert "Let STRICT know DICOMNODE" in waiting.remedy
+    assert caplog.text.count("Let STRICT know DICOMNODE") == 1
+    with StandinPacs(tmp_path / "strict", "STRICT", port=port):
+        for now in range(7200, 15000, 10):
+            stage.tick(float(now))
+    assert {ledger.case(c.id).state for c in (case, later)} == {State.DONE}
+
+
+def test_of_a_pacs_that_takes_one_object_of_two_no_object_fails_and_what_it_took_is_not_sent_again(
+    ledger: Ledger, tmp_path: Path, pacs: StandinPacs
+) -> None:
+    """Its last megabytes hold reports, and no dose."""
+    pacs.status = lambda sop_class, _uid: 0xA700 if sop_class == RTDoseStorage else 0x0000
+    cases = [case_for(ledger, tmp_path, pacs, study=f"1.2.{n}") for n in range(3, 6)]
+    stage = deliverer(config_for(tmp_path, pacs, max_refusals=1, first_retry_s=30.0), ledger)
+    for now in range(20, 4000):
+        stage.tick(float(now))
+    assert {case.state for case in ledger.cases()} == {State.SENDING}
+    assert sorted(pacs.received) == sorted(uid for c in cases for uid in uids(ledger, c)[::2])
+    # It rests, longer each time, although it took something.
+    assert pacs.associations < 12
+    pacs.forget()
+    for now in range(4000, 12000, 10):
+        stage.tick(float(now))
+    assert sorted(pacs.received) == sorted(uids(ledger, case)[1] for case in cases)
+    assert {case.state for case in ledger.cases()} == {State.DONE}
+
+
+def test_an_object_that_a_pacs_has_never_room_for_keeps_no_other_case_from_it(
+    ledger: Ledger, tmp_path: Path, pacs: StandinPacs
+) -> None:
+    odd = case_for(ledger, tmp_path, pacs)
+    too_large = uids(ledger, odd)[1]
+    pacs.status = lambda _sop_class, uid: 0xA700 if uid == too_large else 0x0000
+    stage = deliverer(config_for(tmp_path, pacs, first_retry_s=30.0, max_retry_s=600.0), ledger)
+    for hour in range(4):
+        for now in range(7200 * hour, 7200 * hour + 3600, 20):
+            stage.tick(float(now))
+        other = case_for(ledger, tmp_path, pacs, study=f"1.2.{10 + hour}")
+        # The rest is over, and both are due.
+        stage.tick(7200.0 * hour + 5000.0)
+        assert ledger.case(other.id).state is State.DONE
+    assert ledger.case(odd.id).state is State.SENDING
+
+
+def test_a_pacs_that_stays_full_is_given_up_when_the_hospital_says_so_with_the_remedy(
+    ledger: Ledger, tmp_path: Path, pacs: StandinPacs
+) -> None:
+    pacs.status = full
+    case = case_for(ledger, tmp_path, pacs)
+    stage = deliverer(config_for(tmp_path, pacs, give_up_after_h=2.0), ledger)
+    for now in range(0, 5 * 3600, 60):
+        stage.tick(float(now))
     failed = ledger.case(case.id)
     assert failed.state is State.FAILED
-    assert "Let STRICT know DICOMNODE" in failed.remedy
+    assert "not delivered within 2 h: PACS_A (" in failed.reason
+    assert failed.remedy == f"Make room on PACS_A; then `dicomnode retry {case.id} --resend`"
+
+
+def test_what_a_full_pacs_says_of_the_patient_is_not_logged(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def comment(event: evt.Event) -> Dataset:
+        answer = Dataset()
+        answer.Status, answer.ErrorComment = 0xA700, "no room for PAT-0001"
+        return answer
+
+    with StandinPacs(tmp_path / "full", "FULL", handlers=[(evt.EVT_C_STORE, comment)]) as pacs:
+        case = case_for(ledger, tmp_path, pacs)
+        with caplog.at_level(logging.INFO, "dicomnode"):
+            deliverer(config_for(tmp_path, pacs), ledger).tick(20.0)
+    (line,) = [r.getMessage() for r in caplog.records if r.name.startswith("dicomnode")]
+    assert line.startswith("FULL (FULL at 127.0.0.1")
+    assert "PAT-0001" not in line + ledger.case(case.id).reason
+    assert "no room for PAT-0001" in rows(ledger, case)[0].detail
 
 
 # ── what else may happen ─────────────────────────────────────────────────────────────────────────

@@ -249,7 +249,7 @@ def test_what_a_note_did_not_reach_is_rejected_by_the_next(
 
 
 def refusing(sop_class: str) -> Callable[[str, str], int]:
-    return lambda asked, _uid: 0xA700 if asked == sop_class else 0x0000
+    return lambda asked, _uid: 0xA900 if asked == sop_class else 0x0000
 
 
 def test_without_its_note_no_second_dose_reaches_the_archive(
@@ -308,3 +308,75 @@ def test_what_a_person_said_holds_until_the_note_and_the_new_results_are_there(
     stage(config, ledger).tick(50)
     done = ledger.case(case.id)
     assert (done.state, done.rejection_reason) == (State.DONE, "")
+
+
+# ── what dcm4chee-arc answers to a note ──────────────────────────────────────────────────────────
+
+
+def answering(status: int) -> Callable[[str, str], int]:
+    return lambda asked, _uid: status if asked == KeyObjectSelectionDocumentStorage else 0x0000
+
+
+def test_a_note_whose_answer_was_lost_is_there_already_and_the_new_results_follow(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_for(tmp_path, archive)
+    case, _ = new_run(ledger, config, 10)
+    stage(config, ledger).tick(20)
+    new_run(ledger, config, 30)
+    archive.status = lambda asked, _uid: None if asked == KeyObjectSelectionDocumentStorage else 0x0000
+    stage(config, ledger).tick(40)
+    archive.status = answering(0xA770)
+    stage(config, ledger).tick(50)
+    assert ledger.case(case.id).state is State.DONE
+    assert kinds(archive) == ["RTDOSE", "SR", "RTDOSE", "SR"]
+    assert "0xA770 it has this rejection note already" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("status", "level", "words"),
+    [(0xA772, "ERROR", "hidden there by hand"), (0xA774, "WARNING", "is rejected there already")],
+)
+def test_a_note_with_nothing_to_reject_keeps_no_new_result_from_the_archive(
+    ledger: Ledger,
+    tmp_path: Path,
+    archive: StandinPacs,
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    level: str,
+    words: str,
+) -> None:
+    config = config_for(tmp_path, archive)
+    case, _ = new_run(ledger, config, 10)
+    stage(config, ledger).tick(20)
+    new_run(ledger, config, 30)
+    archive.status = answering(status)
+    stage(config, ledger).tick(40)
+    assert ledger.case(case.id).state is State.DONE
+    assert kinds(archive) == ["RTDOSE", "SR", "RTDOSE", "SR"]
+    (line,) = [r for r in caplog.records if words in r.getMessage()]
+    assert line.levelname == level
+    # The archive does not keep the note: nobody asks it to commit to it.
+    run = ledger.latest_run(case.id)
+    assert run is not None
+    note = ledger.deliveries(run.id)[0][1]
+    assert (note.status, note.delivered_at, note.committed_at) == (status, 40, 40)
+
+
+def test_an_archive_out_of_resources_gets_note_and_results_when_it_has_room(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs
+) -> None:
+    config = config_for(tmp_path, archive)
+    case, _ = new_run(ledger, config, 10)
+    stage(config, ledger).tick(20)
+    new_run(ledger, config, 30)
+    archive.status = answering(0xA700)
+    deliverer = stage(config, ledger)
+    for now in range(40, 400):
+        deliverer.tick(now)
+    assert ledger.case(case.id).state is State.SENDING
+    assert kinds(archive) == ["RTDOSE", "SR"]
+    archive.status = answering(0x0000)
+    for now in range(400, 8000, 20):
+        deliverer.tick(now)
+    assert kinds(archive) == ["RTDOSE", "SR", "KO", "RTDOSE", "SR"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,12 @@ from typing import Any
 
 import pytest
 from pydicom import dcmread
-from pydicom.uid import Comprehensive3DSRStorage, RTDoseStorage, SegmentationStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    KeyObjectSelectionDocumentStorage,
+    RTDoseStorage,
+    SegmentationStorage,
+)
 from pynetdicom import evt
 from pynetdicom.association import Association
 from pynetdicom.pdu import P_DATA_TF
@@ -104,7 +110,7 @@ def test_the_storage_warnings_of_the_standard_mean_stored(
 @pytest.mark.parametrize(
     ("status", "words"),
     [
-        (0xA700, "Out of Resources"),
+        (0x0122, "SOP Class Not Supported"),
         (0xA900, "Does Not Match SOP Class"),
         (0xC001, "Cannot Understand"),
         (0xB123, ""),
@@ -142,13 +148,62 @@ def test_a_peer_that_accepts_no_context_refuses_everything(tmp_path: Path, files
     assert "no presentation context" in answer.text
 
 
-def test_a_peer_that_does_not_know_us_refuses_and_its_reason_is_told(
+def test_a_peer_that_does_not_know_us_refuses_no_object_and_its_reason_is_told(
     tmp_path: Path, files: list[Outgoing]
 ) -> None:
-    with StandinPacs(tmp_path / "strict", required_calling_aet="SOMEONE") as pacs:
-        heard = answers(peer_of(pacs), files)
-    assert [a.verdict for a in heard] == [Verdict.REFUSED] * 3
-    assert "Calling AE title not recognised" in heard[0].text
+    heard: list[Answer] = []
+    with (
+        StandinPacs(tmp_path / "strict", required_calling_aet="SOMEONE") as pacs,
+        pytest.raises(Transient, match="Calling AE title not recognised") as trouble,
+    ):
+        send(peer_of(pacs), files, "NODE", TIMEOUT_S, lambda _f, answer: heard.append(answer))
+    assert heard == []
+    assert "Let PACS know NODE" in trouble.value.remedy
+
+
+@pytest.mark.parametrize("status", [0xA700, 0xA702, 0xA770, 0xA7FF])
+def test_a_peer_out_of_resources_is_in_trouble_and_the_next_object_is_offered_all_the_same(
+    pacs: StandinPacs, files: list[Outgoing], status: int
+) -> None:
+    pacs.status = lambda sop_class, _uid: status if sop_class == RTDoseStorage else 0x0000
+    heard: list[Answer] = []
+    with pytest.raises(Transient, match=f"out of resources: it answered 0x{status:04X}") as trouble:
+        send(peer_of(pacs), files, "NODE", TIMEOUT_S, lambda _f, answer: heard.append(answer))
+    assert [a.verdict for a in heard] == [Verdict.STORED, Verdict.OUT_OF_RESOURCES, Verdict.STORED]
+    assert (heard[1].status, "Out of Resources" in heard[1].text) == (status, True)
+    assert ("Make room on PACS" in trouble.value.remedy) == (status <= 0xA702)
+
+
+@pytest.mark.parametrize(
+    ("status", "of_a_note", "of_another"),
+    [
+        (0xA770, Verdict.STORED, Verdict.OUT_OF_RESOURCES),
+        (0xA771, Verdict.REFUSED, Verdict.REFUSED),
+        (0xA772, Verdict.NEEDLESS, Verdict.OUT_OF_RESOURCES),
+        (0xA773, Verdict.REFUSED, Verdict.OUT_OF_RESOURCES),
+        (0xA774, Verdict.NEEDLESS, Verdict.OUT_OF_RESOURCES),
+        (0xA775, Verdict.REFUSED, Verdict.OUT_OF_RESOURCES),
+        (0xA776, Verdict.REFUSED, Verdict.OUT_OF_RESOURCES),
+        (0xA777, Verdict.REFUSED, Verdict.REFUSED),
+        (0xA778, Verdict.REFUSED, Verdict.REFUSED),
+        (0xA779, Verdict.REFUSED, Verdict.REFUSED),
+    ],
+)
+def test_the_statuses_of_dcm4chee_speak_of_the_object(
+    pacs: StandinPacs, tmp_path: Path, status: int, of_a_note: Verdict, of_another: Verdict
+) -> None:
+    pacs.status = lambda _sop_class, _uid: status
+    for sop_class, verdict in ((KeyObjectSelectionDocumentStorage, of_a_note), (RTDoseStorage, of_another)):
+        file = write_object(tmp_path / f"{sop_class}.dcm", sop_class)
+        heard: list[Answer] = []
+
+        def hear(_file: Outgoing, answer: Answer, to: list[Answer] = heard) -> None:
+            to.append(answer)
+
+        with contextlib.suppress(Transient):
+            send(peer_of(pacs), [file], "NODE", TIMEOUT_S, hear)
+        assert [(a.verdict, a.status) for a in heard] == [(verdict, status)]
+        assert ("Out of Resources" in heard[0].text) == (verdict is Verdict.OUT_OF_RESOURCES)
 
 
 def test_a_rejection_is_heard_however_quick_the_peer_is(
@@ -172,10 +227,11 @@ def test_a_rejection_is_heard_however_quick_the_peer_is(
         self._ready = Late(assoc)
 
     monkeypatch.setattr(AssociationSocket, "__init__", make)
-    with StandinPacs(tmp_path / "strict", required_calling_aet="OTHER") as pacs:
-        (answer,) = answers(peer_of(pacs), files[:1])
-    assert answer.verdict is Verdict.REFUSED
-    assert "rejected the association" in answer.text
+    with (
+        StandinPacs(tmp_path / "strict", required_calling_aet="OTHER") as pacs,
+        pytest.raises(Transient, match="rejected the association"),
+    ):
+        answers(peer_of(pacs), files[:1])
 
 
 def test_a_peer_that_is_down_is_unreachable_and_no_object_is_answered(files: list[Outgoing]) -> None:
