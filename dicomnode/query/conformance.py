@@ -10,6 +10,7 @@ from pydicom.uid import UID
 from dicomnode.attributes import INDEXED, MAX_ITEMS, SEQUENCES, UNIQUE_KEY, ItemSequence, Kind, Level
 from dicomnode.contexts import FIND_MODELS, GET_MODELS, MOVE_MODELS
 from dicomnode.query.identifier import COMPUTED, EVERYWHERE
+from dicomnode.query.objects import TURN_WITHIN_S
 from dicomnode.query.retrieve import RETRIEVED_CLASSES
 
 _HELD = """\
@@ -102,7 +103,8 @@ _STATUSES = """\
 C-MOVE opens an association to the destination as C-STORE SCU, with Move Originator AE Title and Message ID.
 An object is sent as it lies. Where its transfer syntax was not accepted, it is decompressed or rewritten,
 without loss and under its own UIDs, in explicit or implicit VR little endian; what cannot be (no decoder,
-Explicit VR Big Endian, larger than the limit in section Security) fails. 0xB000, 0xB006 and 0xB007 of the
+Explicit VR Big Endian, larger than the limit in section Security, no turn within {turn_s:g} s, for one
+object is converted at a time) fails. 0xB000, 0xB006 and 0xB007 of the
 receiver count as warnings, every other status but 0x0000 as a failure. At level PATIENT the key is a single
 Patient ID; at the others, lists of UIDs are taken."""
 
@@ -112,9 +114,8 @@ def query() -> str:
     names = ", ".join(uid.name.removesuffix(" Storage") for uid in RETRIEVED_CLASSES)
     classes = "\n".join(textwrap.wrap(names, 108))
     matching = _MATCHING.format(most_items=MAX_ITEMS)
-    return "\n\n".join(
-        (_HELD.format(models=_models(), classes=classes), _KEYS.format(table=_table()), matching, _STATUSES)
-    )
+    held, keys = _HELD.format(models=_models(), classes=classes), _KEYS.format(table=_table())
+    return "\n\n".join((held, keys, matching, _STATUSES.format(turn_s=TURN_WITHIN_S)))
 
 
 def _models() -> str:

@@ -30,6 +30,8 @@ _LEFT_S = 86400.0
 # Of what is converted, decoded: it lies in the memory of the process that receives. One at a time for that.
 LARGEST_BYTES = 1 << 30
 _turn = threading.Lock()
+# For that turn: a peer that asked hears nothing meanwhile, and most give up after a minute.
+TURN_WITHIN_S = 60.0
 
 
 class Unsendable(Exception):
@@ -91,8 +93,12 @@ def _convert(path: Path, target: UID, into: Path) -> None:
         raise Unsendable(
             f"of {size / 1e9:.1f} GB and more it is too large to be converted from {source.name}"
         )
-    with _turn:
+    if not _turn.acquire(timeout=TURN_WITHIN_S):
+        raise Unsendable(f"others were converted for more than {TURN_WITHIN_S:g} s: ask for it again later")
+    try:
         _rewrite(path, source, target, into)
+    finally:
+        _turn.release()
 
 
 def _rewrite(path: Path, source: UID, target: UID, into: Path) -> None:

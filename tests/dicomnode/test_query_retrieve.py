@@ -30,7 +30,8 @@ from dicomnode.config import Peer, Receive
 from dicomnode.contexts import STUDY_ROOT_GET, STUDY_ROOT_MOVE
 from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.network.messages import DIMSE
-from dicomnode.query.objects import Files, Unsendable
+from dicomnode.query import objects
+from dicomnode.query.objects import FALLBACKS, Files, Unsendable
 from dicomnode.query.retrieve import MoveService
 from dicomnode.reception.header import inspect
 from dicomnode.reception.intake import instance_of
@@ -404,6 +405,18 @@ def test_what_is_too_large_when_it_is_decoded_is_not_opened(
         files.fitting(there, [ImplicitVRLittleEndian]),
     ):
         pass
+
+
+def test_a_conversion_waits_for_its_turn_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "TURN_WITHIN_S", 0.0)
+    ours = held(slices(tmp_path)[2])
+    files = Files(tmp_path, NOW)
+    with objects._turn, pytest.raises(Unsendable, match="ask for it again later"):
+        files.fitting(ours, FALLBACKS).__enter__()
+    with files.fitting(ours, FALLBACKS) as path:
+        assert dcmread(path).file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
 
 
 def test_what_a_killed_node_left_of_conversions_goes_a_day_later(tmp_path: Path) -> None:
