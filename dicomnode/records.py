@@ -132,6 +132,16 @@ class NewResult:
     size_bytes: int
     attributes: Mapping[str, str] = field(default_factory=dict, compare=False, metadata={"column": False})
     """What the index keeps of it, by keyword; not read back. Empty: it is read from the file later."""
+    only_for: tuple[str, ...] | None = field(default=None, compare=False, metadata={"column": False})
+    """Of a rejection note: the destinations that may have what it names; not read back. None: any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """What a rejection note has to name, and the destinations that may have exactly this of it."""
+
+    peers: tuple[str, ...]
+    results: tuple[NewResult, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import logging
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -161,7 +161,7 @@ def perform(job: Job, progress: Progress = lambda _what, _part: None) -> Outcome
     written = encode(findings, settings, job.out, datetime.now().astimezone(), uids)
     steps.close()
     progress("done", 1.0)
-    return Outcome(tuple(_new_result(w) for w in written), _new_run(findings, dosimetry, steps.seconds))
+    return Outcome(_new_results(job, written), _new_run(findings, dosimetry, steps.seconds))
 
 
 def _require_undamaged(inputs: Inputs) -> None:
@@ -282,7 +282,10 @@ def _findings(
         notes=(*job.inputs.notes, *_common(dosimetry), *_left_behind(job, dosimetry), *rois.problems),
         other_sources=tuple(sources.values()),
         predecessors=tuple(_predecessor(p, str(ct[0].StudyInstanceUID)) for p in job.predecessors),
-        rejected=tuple(_predecessor(p, str(ct[0].StudyInstanceUID)) for p in job.rejected),
+        rejected=tuple(
+            tuple(_predecessor(p, str(ct[0].StudyInstanceUID)) for p in rejection.results)
+            for rejection in job.rejections
+        ),
     )
 
 
@@ -351,6 +354,12 @@ def _reference(header: Dataset) -> InstanceReference:
 
 
 # ── for the ledger ───────────────────────────────────────────────────────────────────────────────
+
+
+def _new_results(job: Job, written: Sequence[EncodedObject]) -> tuple[NewResult, ...]:
+    """The notes come first, in the order of the job's."""
+    notes = [replace(_new_result(w), only_for=r.peers) for w, r in zip(written, job.rejections, strict=False)]
+    return (*notes, *(_new_result(w) for w in written[len(notes) :]))
 
 
 def _new_result(written: EncodedObject) -> NewResult:

@@ -152,7 +152,7 @@ class Computer:
         predecessor = self._ledger.predecessor(case.id)
         replaced = () if predecessor is None else tuple(self._ledger.results(predecessor.id))
         takers = self._config.rejection_note_takers()
-        rejected = self._ledger.to_reject(case.id, takers) if takers else []
+        rejections = self._ledger.to_reject(case.id, takers)
         inputs = _absolute(Inputs.from_json(case.inputs_json), data_dir)
         identity, checkpoint = self._identity(case), self._checkpoint(case)
         # From here on nothing may fail before the job is `_running`: the case would stay COMPUTING.
@@ -164,7 +164,7 @@ class Computer:
             out=out,
             identity=identity,
             predecessors=tuple(r.new for r in replaced),
-            rejected=tuple(rejected),
+            rejections=rejections,
             rejection_reason=case.rejection_reason or self._config.deliver.rejection_reason,
             kernel_cache=data_dir / "cache" / "kernels",
             spooled=True,

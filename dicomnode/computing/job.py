@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dicomnode.config import Config, RejectionReason
 from dicomnode.errors import Rejected
-from dicomnode.records import Inputs, NewResult, NewRun
+from dicomnode.records import Inputs, NewResult, NewRun, Rejection
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Job:
     """What sets these results apart from every other: part of their UIDs' origin."""
     predecessors: tuple[NewResult, ...] = ()
     """The results that these replace."""
-    rejected: tuple[NewResult, ...] = ()
-    """The results that archives are told to reject: of all earlier runs that were sent there."""
+    rejections: tuple[Rejection, ...] = ()
+    """The results that archives are told to reject: of all earlier runs that may be there."""
     rejection_reason: RejectionReason = "quality"
     """What they are told of them."""
     kernel_cache: Path | None = None

@@ -96,8 +96,9 @@ The rejection note (IHE RAD TF-1, Imaging Object Change Management; RAD-66) goes
 `rejection_notes = true`, before the results that replace those it names. Its title is 113001 DCM "Rejected
 for Quality Reasons" or 113037 DCM "Rejected for Patient Safety Reasons" (CID 7010, `[deliver]
 rejection_reason`; of one case, `dicomnode retry --rejection-reason`). It names every object of earlier
-runs that may be there and that no earlier note rejected: SEG and Parametric Map by IMAGE, RT Dose and report
-by COMPOSITE, all of them in Current Requested Procedure Evidence Sequence."""
+runs that the destination took or left unanswered and that no earlier note rejected (one note for all that may
+have the same): SEG and Parametric Map by IMAGE, RT Dose and report by COMPOSITE, all of them in Current
+Requested Procedure Evidence Sequence."""
 
 _PRIVATE = """\
 ### Private codes

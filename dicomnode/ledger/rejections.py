@@ -1,8 +1,9 @@
-"""Which earlier results a rejection note has to name."""
+"""Which earlier results a rejection note has to name, and to whom."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import groupby
 from typing import Any
 
 from pydicom.uid import KeyObjectSelectionDocumentStorage
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, Row, select
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import to_record
 from dicomnode.ledger.schema import DELIVERIES, RESULTS, RUNS
-from dicomnode.records import NewResult
+from dicomnode.records import NewResult, Rejection
 
 # The node writes none but rejection notes.
 NOTE = KeyObjectSelectionDocumentStorage
@@ -20,30 +21,39 @@ NOTE = KeyObjectSelectionDocumentStorage
 class Rejections(Database):
     """The ledger's knowledge of what was replaced."""
 
-    def to_reject(self, case_id: int, peers: Collection[str]) -> list[NewResult]:
-        """Results of earlier runs that one of `peers` may have and no note has rejected; oldest first."""
-        found: list[NewResult] = []
-        runs = select(RUNS.c.id).where(RUNS.c.case_id == case_id).order_by(RUNS.c.id.desc())
+    def to_reject(self, case_id: int, peers: Collection[str]) -> tuple[Rejection, ...]:
+        """One note for all of `peers` that may have the same results of earlier runs, oldest first.
+
+        An archive may refuse a note whole that names what it never had. None is for a peer that has nothing,
+        or whose notes have rejected everything.
+        """
+        notes: dict[tuple[NewResult, ...], list[str]] = {}
         with self._read() as connection:
-            for run_id in connection.execute(runs).scalars().all():
-                rows = _results(connection, run_id, peers)
-                objects = [row for row in rows if row.sop_class_uid != NOTE]
-                sent = {row.sop_instance_uid: to_record(NewResult, row) for row in objects if row.tries > 0}
-                found = [*sent.values(), *found]
-                told = {
-                    row.peer for row in rows if row.sop_class_uid == NOTE and row.delivered_at is not None
-                }
-                if told >= set(peers):
-                    break  # what came before was rejected then
-        return found
+            for peer in peers:
+                if named := _named(connection, case_id, peer):
+                    notes.setdefault(named, []).append(peer)
+        return tuple(Rejection(tuple(names), named) for named, names in notes.items())
 
 
-def _results(connection: Connection, run_id: int, peers: Collection[str]) -> list[Row[Any]]:
-    """Every result of a run with each of its deliveries to `peers`."""
+def _named(connection: Connection, case_id: int, peer: str) -> tuple[NewResult, ...]:
+    """What a peer may have, back to the run whose note it took: what came before was rejected then."""
+    found: list[NewResult] = []
+    for _, of_run in groupby(_results(connection, case_id, peer), key=lambda row: row.run_id):
+        rows = list(of_run)
+        objects = [row for row in rows if row.sop_class_uid != NOTE and row.may_have]
+        found = [*(to_record(NewResult, row) for row in objects), *found]
+        if any(row.sop_class_uid == NOTE and row.delivered_at is not None for row in rows):
+            break
+    return tuple(found)
+
+
+def _results(connection: Connection, case_id: int, peer: str) -> list[Row[Any]]:
+    """Every result of a case that was meant for a peer, with its delivery; those of the newest run first."""
     query = (
-        select(RESULTS, DELIVERIES.c.peer, DELIVERIES.c.tries, DELIVERIES.c.delivered_at)
+        select(RESULTS, DELIVERIES.c.may_have, DELIVERIES.c.delivered_at)
         .join(DELIVERIES, DELIVERIES.c.result_id == RESULTS.c.id)
-        .where(RESULTS.c.run_id == run_id, DELIVERIES.c.peer.in_(list(peers)))
-        .order_by(RESULTS.c.id)
+        .join(RUNS, RUNS.c.id == RESULTS.c.run_id)
+        .where(RUNS.c.case_id == case_id, DELIVERIES.c.peer == peer)
+        .order_by(RUNS.c.id.desc(), RESULTS.c.id)
     )
     return list(connection.execute(query).all())

@@ -44,7 +44,7 @@ class Results(Database):
     ) -> Run | None:
         """The results of an attempt are on disk: fix them, and what is to be sent to whom.
 
-        notes_to: those of the peers that also get a rejection note.
+        notes_to: those of the peers that also get a rejection note, of those it was written for.
         returns: None, and nothing is registered, when the attempt is no longer the case's.
         """
         with self._decide() as connection:
@@ -65,7 +65,8 @@ class Results(Database):
                 described = json.dumps(dict(result.attributes)) if result.attributes else None
                 columns = to_row(result) | {"attributes_json": described}
                 result_id = insert_row(connection, RESULTS, run_id=run_id, **columns)
-                for peer in _takers(result.sop_class_uid, peers, notes_to):
+                only_for = peers if result.only_for is None else result.only_for
+                for peer in _takers(result.sop_class_uid, peers, set(notes_to) & set(only_for)):
                     insert_row(connection, DELIVERIES, result_id=result_id, peer=peer)
             connection.execute(
                 update(ATTEMPTS).where(ATTEMPTS.c.id == attempt.id).values(ended_at=now, outcome="ok")
@@ -197,7 +198,10 @@ class Results(Database):
                 )
             objects = select(RESULTS.c.id, RESULTS.c.sop_class_uid).where(RESULTS.c.run_id == run.id)
             for result_id, sop_class_uid in connection.execute(objects).all():
-                _redeliver(connection, result_id, _takers(sop_class_uid, peers, notes_to))
+                # What a note names is known of those alone that it was written for.
+                written_for = notes_to if sop_class_uid != NOTE else _peers_of(connection, result_id)
+                takers = _takers(sop_class_uid, peers, set(notes_to) & set(written_for))
+                _redeliver(connection, result_id, takers)
             # A late report on what was sent before says nothing of what is sent now.
             connection.execute(
                 update(COMMITMENTS).where(COMMITMENTS.c.run_id == run.id).values(outcome="withdrawn")
@@ -205,6 +209,11 @@ class Results(Database):
             reason = "a person asked to send again"
             step(connection, case, Event.RESEND, now, reason=reason, attempts=0, next_attempt_at=0.0)
             return one_case(connection, case_id)
+
+
+def _peers_of(connection: Connection, result_id: int) -> list[str]:
+    query = select(DELIVERIES.c.peer).where(DELIVERIES.c.result_id == result_id)
+    return list(connection.execute(query).scalars())
 
 
 def _takers(sop_class_uid: str, peers: Sequence[str], notes_to: Collection[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Stage: findings -> DICOM files on disk, their UIDs fixed.
 
-Where results are replaced that archives shall reject, the note that says so; SEG, then one RTDOSE (and its
+Where results are replaced that archives shall reject, the notes that say so; SEG, then one RTDOSE (and its
 Parametric Maps) per engine, then the SR, which refers to the others. Each file is durable before the next
 is begun: `.part`, fsync, rename, fsync of the folder. The same findings and UIDs write the same files
 again, so an attempt that died halfway is simply repeated.
@@ -12,7 +12,7 @@ import contextlib
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -65,18 +65,18 @@ def encode(
     """Write every result of a case into `folder`, which is made if it is not there.
 
     now: the time of creation that the objects carry. uids: see `uid_source`.
-    returns: the objects in the order in which they should be sent: a rejection note first, the SR last.
+    returns: the objects in the order in which they should be sent: rejection notes first, the SR last.
     raises: InputRejected when a map or number cannot be right, OSError when the disk fails; files
         that are complete by then stay.
     """
     _make_durably(folder)
     case = _Case(findings, settings, folder, now, uids)
-    note = (case.rejection(),) if findings.rejected else ()
+    notes = [case.rejection(number) for number in range(len(findings.rejected))]
     tracking = [uids(f"region {number}") for number in range(1, len(findings.rois) + 1)]
     segments, reference = case.segmentation(tracking)
     written = WrittenResults(reference, {}, {}, {}, tracking)
     maps = [encoded for number in range(len(findings.maps)) for encoded in case.maps(number, written)]
-    return (*note, segments, *maps, case.report(written))
+    return (*notes, segments, *maps, case.report(written))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,12 +89,13 @@ class _Case:
     now: datetime
     uids: UidSource
 
-    def rejection(self) -> EncodedObject:
+    def rejection(self, number: int) -> EncodedObject:
         # After all the others: they keep their numbers whether there is a note or not.
-        place = 2 + 3 * len(self.findings.maps)
-        identity = self._identity(ResultKind.REJECTION, "", place, rejection.series_description())
-        result = rejection.build(self.findings, self.settings, identity, self.now)
-        return self._write(result, ResultKind.REJECTION, "")
+        place = 2 + 3 * len(self.findings.maps) + number
+        which = str(number + 1) if number else ""
+        identity = self._identity(ResultKind.REJECTION, which, place, rejection.series_description())
+        result = rejection.build(self.findings, number, self.settings, identity, self.now)
+        return replace(self._write(result, ResultKind.REJECTION, which), engine="")
 
     def segmentation(self, tracking: list[str]) -> tuple[EncodedObject, InstanceReference]:
         identity = self._identity(ResultKind.SEG, "", 0, segmentation.series_description(self.findings))

@@ -160,7 +160,7 @@ class Findings:
     notes: one sentence each, for the reader of the report.
     other_sources: registrations, RTSTRUCTs, SEGs and reports that were used.
     predecessors: results of an earlier run that these replace.
-    rejected: results of earlier runs that archives are told to reject.
+    rejected: of each rejection note the results of earlier runs that it tells archives to reject.
     """
 
     ct_headers: tuple[Dataset, ...]
@@ -176,7 +176,7 @@ class Findings:
     notes: tuple[str, ...] = ()
     other_sources: tuple[InstanceReference, ...] = ()
     predecessors: tuple[Predecessor, ...] = ()
-    rejected: tuple[Predecessor, ...] = ()
+    rejected: tuple[tuple[Predecessor, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.ct_headers and self.spect_headers and self.maps and self.rois):

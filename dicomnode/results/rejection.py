@@ -29,10 +29,10 @@ def series_description() -> str:
 
 
 def build(
-    findings: Findings, settings: EncodingSettings, identity: ResultIdentity, now: datetime
+    findings: Findings, number: int, settings: EncodingSettings, identity: ResultIdentity, now: datetime
 ) -> hd.ko.KeyObjectSelectionDocument:
-    """The note that rejects `findings.rejected`; patient and study are those of the CT."""
-    rejected = [_stand_in(one) for one in findings.rejected]
+    """The note that rejects `findings.rejected[number]`; patient and study are those of the CT."""
+    rejected = [_stand_in(one) for one in findings.rejected[number]]
     content = hd.ko.KeyObjectSelection(
         document_title=REJECTION_TITLES[settings.rejection_reason],
         referenced_objects=rejected,

@@ -173,6 +173,30 @@ def test_its_cases_go_on_from_where_they_stood(url: str) -> None:
     ledger.close()
 
 
+def test_what_a_destination_may_have_is_known_after_the_upgrade(url: str, engine: Engine) -> None:
+    """Delivered; untold; refused each time; refused since a person had it sent again; never sent."""
+    rows: list[tuple[float | None, int | None, int, int]] = [
+        (15.0, 0, 1, 0), (None, None, 2, 0), (None, 0xA900, 2, 2), (None, 0xA900, 2, 1), (None, None, 0, 3)
+    ]  # fmt: skip
+    with migrating(engine, command.upgrade, "0004") as connection:
+        tables = MetaData()
+        tables.reflect(connection)
+        for name in ("cases", "runs", "results"):
+            connection.execute(insert(tables.tables[name]), [row for row in ROWS[name] if row["id"] == 4])
+        for number, (at, status, tries, refusals) in enumerate(rows):
+            connection.execute(
+                insert(tables.tables["deliveries"]).values(
+                    result_id=4, peer=f"{number}", delivered_at=at, status=status, tries=tries,
+                    refusals=refusals,
+                )
+            )  # fmt: skip
+        connection.commit()
+    ledger = Ledger.open(url)
+    named = ledger.to_reject(4, [f"{number}" for number in range(len(rows))])
+    assert [rejection.peers for rejection in named] == [("0", "1", "3")]
+    ledger.close()
+
+
 @pytest.mark.usefixtures("before")
 def test_an_upgrade_that_is_interrupted_begins_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     create = op.create_table

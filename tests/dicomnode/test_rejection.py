@@ -6,18 +6,21 @@ import dataclasses
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Literal, cast
 
 import highdicom as hd
 import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, KeyObjectSelectionDocumentStorage, RTDoseStorage
 
+from dicomnode.computing import case_job
+from dicomnode.computing.job import Job
 from dicomnode.config import Config, parse
 from dicomnode.deliver import Deliverer
 from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.ledger import Ledger
-from dicomnode.records import Case, Identity, NewResult
+from dicomnode.records import Case, Identity, NewResult, Rejection
 from dicomnode.results import encode
 from dicomnode.results.findings import Findings, InstanceReference, Predecessor, ResultKind
 from dicomnode.states import Event, State
@@ -38,7 +41,7 @@ REJECTED = tuple(
 
 def rejecting() -> Findings:
     ct = ct_headers(PatientName="Müller^Änne", SpecificCharacterSet="ISO_IR 100")
-    return findings(rejected=REJECTED, ct_headers=ct)
+    return findings(rejected=(REJECTED,), ct_headers=ct)
 
 
 Reason = Literal["quality", "patient_safety"]
@@ -103,11 +106,24 @@ def test_patient_and_study_are_those_of_the_ct(tmp_path: Path) -> None:
 def test_without_anything_to_reject_there_is_no_note_and_the_others_keep_their_uids(tmp_path: Path) -> None:
     uids = encode.uid_source("", STUDY)
     plain = encode.encode(findings(), SETTINGS, tmp_path / "a", NOW, uids)
-    with_note = encode.encode(findings(rejected=REJECTED), SETTINGS, tmp_path / "b", NOW, uids)
-    assert [o.kind for o in with_note] == [ResultKind.REJECTION, *(o.kind for o in plain)]
-    assert [o.sop_instance_uid for o in with_note[1:]] == [o.sop_instance_uid for o in plain]
-    numbers = [pydicom.dcmread(o.path, stop_before_pixels=True).SeriesNumber for o in with_note]
-    assert len(set(numbers)) == len(numbers)
+    for rejected in ((REJECTED,), (REJECTED, REJECTED[:1], REJECTED[1:])):
+        folder = tmp_path / f"{len(rejected)}"
+        with_notes = encode.encode(findings(rejected=rejected), SETTINGS, folder, NOW, uids)
+        others = with_notes[len(rejected) :]
+        assert [o.kind for o in with_notes] == [ResultKind.REJECTION] * len(rejected) + [
+            o.kind for o in plain
+        ]
+        assert [o.sop_instance_uid for o in others] == [o.sop_instance_uid for o in plain]
+        read = [pydicom.dcmread(o.path, stop_before_pixels=True) for o in with_notes]
+        for keyword in ("SeriesNumber", "SOPInstanceUID", "SeriesInstanceUID"):
+            assert len({ds[keyword].value for ds in read}) == len(with_notes)
+        named = [[ref.ReferencedSOPInstanceUID for ref in sops(ds)] for ds in read[: len(rejected)]]
+        assert named == [[p.instance.sop_instance_uid for p in each] for each in rejected]
+
+
+def sops(note: pydicom.Dataset) -> list[pydicom.Dataset]:
+    items = [item for item in note.ContentSequence if "ReferencedSOPSequence" in item]
+    return [item.ReferencedSOPSequence[0] for item in items]
 
 
 @pytest.mark.peers
@@ -167,24 +183,35 @@ def config_for(data_dir: Path, archive: StandinPacs, *others: StandinPacs) -> Co
     return parse({"node": {"data_dir": str(data_dir)}, "peers": peers, "deliver": deliver})
 
 
-def new_run(ledger: Ledger, config: Config, now: float) -> tuple[Case, list[NewResult]]:
-    """Another object arrives and the case is computed again. returns: what the note has to reject."""
+def new_run(ledger: Ledger, config: Config, now: float) -> tuple[Case, dict[tuple[str, ...], list[str]]]:
+    """Another object arrives and the case is computed again. returns: whom notes are for, what they name."""
     number = int(now)
     (case_id,) = ledger.add_instances([instance("1.2.3", number, now)], now)
     ledger.assembled(ledger.case(case_id), now, "{}", f"inputs {number}", Identity("PAT-0001"), "complete")
     attempt = ledger.begin(case_id, Event.CLAIM, "compute", now)
     takers = config.rejection_note_takers()
-    rejected = ledger.to_reject(case_id, takers)
+    rejections = ledger.to_reject(case_id, takers)
+    notes = [
+        dataclasses.replace(
+            written(
+                config,
+                f"results/{case_id}/{attempt.id}/KO{number}.dcm",
+                "KO",
+                str(KeyObjectSelectionDocumentStorage),
+            ),
+            only_for=rejection.peers,
+        )
+        for number, rejection in enumerate(rejections)
+    ]
     results = [
-        written(config, f"results/{case_id}/{attempt.id}/{kind}.dcm", kind, sop_class)
-        for kind, sop_class in [
-            *([("KO", KeyObjectSelectionDocumentStorage)] if rejected else []),
-            ("RTDOSE", RTDoseStorage),
-            ("SR", CLASSES[ResultKind.SR]),
-        ]
+        *notes,
+        *(
+            written(config, f"results/{case_id}/{attempt.id}/{kind}.dcm", kind, sop_class)
+            for kind, sop_class in (("RTDOSE", RTDoseStorage), ("SR", CLASSES[ResultKind.SR]))
+        ),
     ]
     ledger.register(attempt, run_of(f"inputs {number}"), results, config.deliver.to, now, takers)
-    return ledger.case(case_id), rejected
+    return ledger.case(case_id), {r.peers: [one.sop_instance_uid for one in r.results] for r in rejections}
 
 
 def written(config: Config, path: str, kind: str, sop_class: str) -> NewResult:
@@ -211,11 +238,11 @@ def test_a_first_result_rejects_nothing_and_a_second_one_the_first(
 ) -> None:
     config = config_for(tmp_path, archive, viewer)
     _, rejected = new_run(ledger, config, 10)
-    assert rejected == []
+    assert rejected == {}
     stage(config, ledger).tick(20)
     first = list(archive.received)
     case, rejected = new_run(ledger, config, 30)
-    assert [r.sop_instance_uid for r in rejected] == first
+    assert rejected == {("ARCHIVE",): first}
     stage(config, ledger).tick(40)
     assert ledger.case(case.id).state is State.DONE
     # The note comes before what replaces the first results; who takes no notes gets none.
@@ -229,7 +256,7 @@ def test_a_third_result_rejects_the_second_only(ledger: Ledger, tmp_path: Path, 
         new_run(ledger, config, now)
         stage(config, ledger).tick(now + 10)
     _, rejected = new_run(ledger, config, 50)
-    assert [r.sop_instance_uid for r in rejected] == archive.received[-2:]
+    assert rejected == {("ARCHIVE",): archive.received[-2:]}
 
 
 def test_what_a_note_did_not_reach_is_rejected_by_the_next(
@@ -245,7 +272,7 @@ def test_what_a_note_did_not_reach_is_rejected_by_the_next(
         stage(config, ledger).tick(now)
     assert ledger.case(case.id).state is State.FAILED
     _, rejected = new_run(ledger, config, 60)
-    assert [r.sop_instance_uid for r in rejected] == first
+    assert rejected == {("ARCHIVE",): first}
 
 
 def refusing(sop_class: str) -> Callable[[str, str], int]:
@@ -308,6 +335,111 @@ def test_what_a_person_said_holds_until_the_note_and_the_new_results_are_there(
     stage(config, ledger).tick(50)
     done = ledger.case(case.id)
     assert (done.state, done.rejection_reason) == (State.DONE, "")
+
+
+# ── what it names, to whom ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Iterator[StandinPacs]:
+    """Takes rejection notes too."""
+    with StandinPacs(tmp_path / "second", "SECOND") as second:
+        yield second
+
+
+def both_take_notes(data_dir: Path, archive: StandinPacs, second: StandinPacs) -> Config:
+    config = config_for(data_dir, archive, second)
+    peers = tuple(p.model_copy(update={"rejection_notes": True}) for p in config.peers)
+    return config.model_copy(update={"peers": peers})
+
+
+def test_what_an_archive_refused_is_not_named_to_it(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs
+) -> None:
+    config = config_for(tmp_path, archive)
+    archive.status = refusing(RTDoseStorage)
+    case, _ = new_run(ledger, config, 10)
+    for now in (20, 30):
+        stage(config, ledger).tick(now)
+    assert ledger.case(case.id).state is State.FAILED
+    _, rejected = new_run(ledger, config, 40)
+    assert rejected == {("ARCHIVE",): archive.received}
+    assert kinds(archive) == ["SR"]
+
+
+def test_what_an_archive_left_untold_is_named_to_it_also_when_it_refused_it_later(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs
+) -> None:
+    config = config_for(tmp_path, archive)
+    case, _ = new_run(ledger, config, 10)
+    run = ledger.latest_run(case.id)
+    assert run is not None
+    dose, report = (result.new.sop_instance_uid for result in ledger.results(run.id))
+    archive.status = lambda asked, _uid: None if asked == RTDoseStorage else 0xA900
+    stage(config, ledger).tick(20)
+    archive.status = lambda _sop_class, _uid: 0xA900
+    for now in (30, 40):
+        stage(config, ledger).tick(now)
+    assert ledger.case(case.id).state is State.FAILED
+    _, rejected = new_run(ledger, config, 50)
+    assert rejected == {("ARCHIVE",): [dose]}
+    assert report not in rejected["ARCHIVE",]
+
+
+def test_what_an_archive_took_and_refused_when_it_was_sent_again_is_named_to_it(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs
+) -> None:
+    config = config_for(tmp_path, archive)
+    case, _ = new_run(ledger, config, 10)
+    stage(config, ledger).tick(20)
+    ledger.resend(case.id, 30, config.deliver.to, config.rejection_note_takers())
+    archive.status = lambda _sop_class, _uid: 0xA900
+    for now in (30, 40):
+        stage(config, ledger).tick(now)
+    assert ledger.case(case.id).state is State.FAILED
+    _, rejected = new_run(ledger, config, 50)
+    assert rejected == {("ARCHIVE",): archive.received}
+
+
+def test_each_archive_gets_a_note_of_what_it_may_have_and_none_without_that(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs, second: StandinPacs
+) -> None:
+    config = both_take_notes(tmp_path, archive, second)
+    second.status = lambda _sop_class, _uid: 0xA900
+    case, _ = new_run(ledger, config, 10)
+    for now in (20, 30):
+        stage(config, ledger).tick(now)
+    first = list(archive.received)
+    # The second has nothing, then a part, then the same as the first.
+    second.status = refusing(RTDoseStorage)
+    _, rejected = new_run(ledger, config, 40)
+    assert rejected == {("ARCHIVE",): first}
+    for now in (50, 60):
+        stage(config, ledger).tick(now)
+    assert (kinds(archive)[2:], kinds(second)) == (["KO", "RTDOSE", "SR"], ["SR"])
+    second.status = lambda _sop_class, _uid: 0x0000
+    _, rejected = new_run(ledger, config, 70)
+    assert rejected == {("ARCHIVE",): archive.received[-2:], ("SECOND",): second.received}
+    stage(config, ledger).tick(80)
+    assert ledger.case(case.id).state is State.DONE
+    assert kinds(archive)[5:] == kinds(second)[1:] == ["KO", "RTDOSE", "SR"]
+    notes = [pacs.received[-3] for pacs in (archive, second)]
+    assert notes[0] != notes[1]
+    # Sent again, each goes where it went.
+    ledger.resend(case.id, 90, config.deliver.to, config.rejection_note_takers())
+    stage(config, ledger).tick(100)
+    assert [pacs.received[-3] for pacs in (archive, second)] == notes
+    _, rejected = new_run(ledger, config, 110)
+    assert rejected == {("ARCHIVE", "SECOND"): archive.received[-2:]}
+
+
+def test_the_job_says_of_each_note_whom_it_is_for(tmp_path: Path) -> None:
+    found = findings(rejected=(REJECTED, REJECTED[:1]))
+    written = encode.encode(found, SETTINGS, tmp_path, NOW, encode.uid_source("", STUDY))
+    job = SimpleNamespace(rejections=(Rejection(("A", "B"), ()), Rejection(("C",), ())))
+    results = case_job._new_results(cast(Job, job), written)
+    assert [r.sop_instance_uid for r in results] == [w.sop_instance_uid for w in written]
+    assert [r.only_for for r in results] == [("A", "B"), ("C",), *[None] * (len(results) - 2)]
 
 
 # ── what dcm4chee-arc answers to a note ──────────────────────────────────────────────────────────

@@ -57,9 +57,9 @@ def encoded(folder: Path, much: bool) -> Iterator[tuple[str, Dataset]]:
         for keyword, value in TALKATIVE.items():
             setattr(header, keyword, value)
     changes: dict[str, Any] = (
-        {"rejected": EARLIER, "predecessors": EARLIER, "other_sources": (ELSEWHERE,)} if much else {}
+        {"rejected": (EARLIER,), "predecessors": EARLIER, "other_sources": (ELSEWHERE,)} if much else {}
     )
-    found = findings(ct_headers=headers, **{"rejected": EARLIER, **changes})
+    found = findings(ct_headers=headers, **{"rejected": (EARLIER,), **changes})
     for one in encode.encode(found, settings, folder, NOW, encode.uid_source("", STUDY)):
         ds = dcmread(one.path)
         yield NAMES[ds.Modality], ds
