@@ -1,23 +1,28 @@
-"""PACS that is down, silent, rejecting or that hangs up in the middle of an object."""
+"""PACS that is down, silent, full, rejecting or that hangs up in the middle of an object."""
 
 from __future__ import annotations
 
 import contextlib
 import random
 import socket
+import tempfile
 import time
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.states import State
-from tests.acceptance.harness import Gate
+from tests.acceptance.harness import PACS_AE, Gate
 from tests.chaos.episode import Episode, Outcome
 
 if TYPE_CHECKING:
     from tests.chaos.site import Site
 
-# A-ASSOCIATE-RJ (PS3.8 9.3.4): transient, by the service provider, local limit exceeded.
+# A-ASSOCIATE-RJ (PS3.8 9.3.4): transient, by the service provider, local limit exceeded; permanent, by the
+# service user, calling AE title not recognized.
 _REJECTION = bytes((3, 0, 0, 0, 0, 4, 0, 2, 3, 2))
+_REJECTION_FOR_GOOD = bytes((3, 0, 0, 0, 0, 4, 0, 1, 1, 3))
 # All results of a case of tests/small_study.py, with what goes with them over the wire.
 _RESULTS_BYTES = 280_000
 # Within it the outage begins, from the moment when the modality begins to send: before there are results.
@@ -33,6 +38,8 @@ class Outage(StrEnum):
     HANGS_UP = "hangs up"
     SILENT = "takes the connection and is silent"
     REJECTS = "rejects associations"
+    KNOWS_US_NOT = "rejects associations for good"
+    FULL = "refuses for lack of space (0xA700)"
     STALLS = "falls silent in an object"
     KILLED = "Orthanc killed"
 
@@ -43,6 +50,8 @@ class FaultyGate(Gate):
     def __init__(self, port: int) -> None:
         self._outage: Outage | None = None
         self._open: list[socket.socket] = []
+        self._full: StandinPacs | None = None
+        self._healthy = port
         super().__init__(port)
 
     def fail(self, outage: Outage, after_bytes: int = 0) -> None:
@@ -50,6 +59,11 @@ class FaultyGate(Gate):
         if outage is Outage.STALLS:
             self.shut_after(after_bytes)
         self._outage = outage
+        if outage is Outage.FULL:
+            # It keeps nothing, and needs no room for it.
+            folder = Path(tempfile.gettempdir())
+            self._full = StandinPacs(folder, PACS_AE, status=lambda _sop_class, _uid: 0xA700).start()
+            self._peer = self._full.port
         if outage is Outage.REFUSED:
             # Closed alone, it would go on listening as long as a thread waits in `accept`.
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -64,6 +78,10 @@ class FaultyGate(Gate):
         if self._outage is Outage.REFUSED:
             self._listener = socket.create_server(("127.0.0.1", self.port))
             self._start()
+        if self._full is not None:
+            self._peer = self._healthy
+            self._full.stop()
+            self._full = None
         if self._outage in (Outage.SILENT, Outage.STALLS):
             self.hang_up()
         self._outage = None
@@ -78,11 +96,11 @@ class FaultyGate(Gate):
 
     def _takes(self, caller: socket.socket) -> bool:
         self._open.append(caller)
-        if self._outage is Outage.REJECTS:
+        if self._outage in (Outage.REJECTS, Outage.KNOWS_US_NOT):
             with contextlib.suppress(OSError):
                 caller.recv(65536)
-                caller.sendall(_REJECTION)
-        if self._outage in (Outage.REJECTS, Outage.HANGS_UP, Outage.KILLED):
+                caller.sendall(_REJECTION if self._outage is Outage.REJECTS else _REJECTION_FOR_GOOD)
+        if self._outage in (Outage.REJECTS, Outage.KNOWS_US_NOT, Outage.HANGS_UP, Outage.KILLED):
             caller.close()
             return False
         return True

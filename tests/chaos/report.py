@@ -14,7 +14,7 @@ _TEXT = """# Faults, measured
 `make chaos`: a real node, Orthanc as PACS, DCMTK's storescu as modalities that send again what was not
 acknowledged, and one fault after the other: `kill -9` at a random moment of a case's life (a fifth of them
 again while the node starts), the disk of `data_dir` full to the watermark or to its last byte, PACS that
-refuses, hangs up, is silent, rejects, stalls in an object or is killed.
+refuses, hangs up, is silent, is full, rejects, stalls in an object or is killed.
 
 {date}, {machine}; seed {seed}, {duration}.
 
