@@ -50,7 +50,7 @@ def test_it_keeps_its_objects_and_its_port_while_it_is_down(tmp_path: Path) -> N
 
 def test_a_refused_object_is_not_kept(tmp_path: Path) -> None:
     file = write_object(tmp_path / "a.dcm", RTDoseStorage)
-    with StandinPacs(tmp_path / "pacs", status=lambda _sop_class, _uid: 0xA700) as pacs:
+    with StandinPacs(tmp_path / "pacs", status=lambda _sop_class, _uid: 0xA900) as pacs:
         assert verdicts(pacs, file) == [Verdict.REFUSED]
         assert pacs.files() == {}
         assert pacs.received == []
