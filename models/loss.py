@@ -17,10 +17,10 @@ in every lesion. A physicist reads the mean in the outline; so that is asked for
 faint lesion counts as much as a large or hot one. The mean of a whole VOI is known to half a per cent; that
 of a few of its voxels is not, and counts as little as they are few.
 
-k: √(n / `USUAL_VOXELS`) of a VOI of n voxels of the examples, within `BOUNDS`. The larger a VOI is against
-the resolution, the better the image tells its mean, and the smaller the error that is left to be found: three
-per cent in each kidney are a bias, three per cent in a lesion of 2 mL are chance. With k = 1 all kidneys
-stayed too low by 3 to 4 %, also those that were learnt from.
+k: √(n / `USUAL_VOXELS`) of a VOI of n voxels of the examples, within `voi_bounds`. The larger a VOI is
+against the resolution, the better the image tells its mean, and the smaller the error that is left to be
+found: three per cent in each kidney are a bias, three per cent in a lesion of 2 mL are chance. Bounds of 1 to
+1 count all alike, as the shipped weights were made; 0.5 to 4 have been tried (docs/network.md).
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ HUBER = 0.02
 """Relative errors below count by their square: those of a large organ, which is nearly right."""
 USUAL_VOXELS = 880
 """Of a VOI whose mean counts once: 10 mL in the examples' voxels of 3 x 1.95 x 1.95 mm."""
-BOUNDS = (0.5, 4.0)
 _LEAST_DOSE = 1.0  # of a VOI's true mean, in the network's unit: there is no relative error of nothing
 
 
@@ -62,7 +61,7 @@ def error_loss(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
     loss = _of_voxels(error, batch, settings)
     if not settings.voi_weight:
         return loss
-    return loss + settings.voi_weight * _of_vois(error, batch, settings.in_plane**2)
+    return loss + settings.voi_weight * _of_vois(error, batch, settings)
 
 
 def _of_voxels(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
@@ -72,8 +71,8 @@ def _of_voxels(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
     return ((error / floor) ** 2 * weight).sum() / batch.counts.sum().clamp(min=1)
 
 
-def _of_vois(error: Tensor, batch: Batch, merged: int) -> Tensor:
-    """For each crop, summed over its VOIs. merged: the examples' voxels that make one of the network's."""
+def _of_vois(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
+    """For each crop, summed over its VOIs."""
     crops, most = batch.per_voxel.shape
     which = batch.vois.long() + most * torch.arange(crops, device=error.device)[:, None, None, None]
 
@@ -86,5 +85,6 @@ def _of_vois(error: Tensor, batch: Batch, merged: int) -> Tensor:
     mean_error = summed(error) / voxels / true_mean
     nrmse_squared = summed(error**2) / voxels / true_mean**2
     of_mean = F.smooth_l1_loss(mean_error, torch.zeros_like(mean_error), reduction="none", beta=HUBER)
-    by_size = (USUAL_VOXELS / merged * batch.per_voxel).clamp(min=1e-9).rsqrt().clamp(*BOUNDS)
+    usual = USUAL_VOXELS / settings.in_plane**2
+    by_size = (usual * batch.per_voxel).clamp(min=1e-9).rsqrt().clamp(*settings.voi_bounds)
     return ((by_size * of_mean + nrmse_squared) * voxels * batch.per_voxel).sum() / crops

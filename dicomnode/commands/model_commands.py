@@ -53,6 +53,9 @@ def train(
     start_from: Annotated[
         str | None, typer.Option(help="shipped name or folder of weights to go on from, for your own camera")
     ] = None,
+    crowded_from: Annotated[
+        int | None, typer.Option(min=0, help="virtual patients from this number on have many lesions")
+    ] = None,
     mix: Annotated[
         float,
         typer.Option(
@@ -84,6 +87,7 @@ def train(
         steps=steps,
         start_from=start_from,
         mix=mix,
+        crowded_from=crowded_from,
         workers=workers,
         pause_minutes=pause_minutes,
         today=date.today(),

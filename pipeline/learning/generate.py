@@ -7,7 +7,7 @@
                    ▼                                                  │ (test patients)
                 SPECT: counts, attenuation, scatter, OSEM ──▶ resampled onto the CT ──▶ DVK
 
-`plan` says which patients there are: those that are learnt from (the later ones with a crowd of lesions) and
+`plan` says which patients there are: those that are learnt from (with a crowd of lesions, if asked for) and
 those that are looked at while learning come from the families ``trunk`` and ``harmonic``; those that the
 result is judged by come from ``stylised``, with a law of texture of their own. A patient's number fixes all
 his random choices.
@@ -44,9 +44,6 @@ log = logging.getLogger(__name__)
 
 Mask = NDArray[np.bool_]
 TRAINING_FAMILIES = ("trunk", "harmonic")
-CROWDED_FROM = 81
-"""The number of the first patient to learn from who has many lesions: those before him had been drawn, and
-learnt from, when the errors of lesions turned out to be limited by how many there had been."""
 TEST_FAMILY = "stylised"
 TRAINING_TEXTURE = "mixed"
 TEST_TEXTURE = "filaments"
@@ -79,8 +76,11 @@ class Settings:
     realisations: int = 3
 
 
-def plan(train: int, validation: int, test: int) -> list[Patient]:
-    """So many patients of each kind; asking for more leaves those that there were as they are."""
+def plan(train: int, validation: int, test: int, crowded_from: int | None = None) -> list[Patient]:
+    """So many patients of each kind; asking for more leaves those that there were as they are.
+
+    crowded_from: number of the first patient to learn from who has a crowd of lesions; None: nobody has.
+    """
     patients = []
     for split, count, first in (
         ("train", train, 1000),
@@ -88,18 +88,19 @@ def plan(train: int, validation: int, test: int) -> list[Patient]:
         ("test", test, 9000),
     ):
         for number in range(count):
-            family = _family(split, number)
+            family = _family(split, number, crowded_from)
             texture = TEST_TEXTURE if split == "test" else TRAINING_TEXTURE
             name = f"{split}-{number:03d}-{family}"
             patients.append(Patient(name, split, first + number, family, texture))  # type: ignore[arg-type]
     return patients
 
 
-def _family(split: str, number: int) -> str:
+def _family(split: str, number: int, crowded_from: int | None) -> str:
     if split == "test":
         return TEST_FAMILY
     family = TRAINING_FAMILIES[number % len(TRAINING_FAMILIES)]
-    return f"{family}-crowded" if split == "train" and number >= CROWDED_FROM else family
+    crowded = split == "train" and crowded_from is not None and number >= crowded_from
+    return f"{family}-crowded" if crowded else family
 
 
 def generate(

@@ -66,7 +66,7 @@ class Recipe:
     """What to make, and of what.
 
     hours: for all stages together. train, validation, test: virtual patients of each kind, as many as there
-        is time for.
+        is time for. crowded_from: number of the first to learn from who has a crowd of lesions; None: nobody.
     data: a hospital's own truth instead of virtual patients (see `example`); None: virtual patients.
     architectures: each is trained; the first one's weights are published. name: of the published weights.
     steps: of training, for each architecture, in place of its share of the hours: an equal budget anywhere.
@@ -83,6 +83,7 @@ class Recipe:
     train: int = 200
     validation: int = 2
     test: int = 5
+    crowded_from: int | None = None
     data: Path | None = None
     architectures: tuple[str, ...] = ("dblurdosenet",)
     middle: int = 16
@@ -182,7 +183,7 @@ def patients_of(recipe: Recipe, folder: Path) -> list[Patient]:
     if recipe.data is not None:
         return given_patients(recipe.data, folder)
     by_split: dict[str, list[Patient]] = {"train": [], "validation": [], "test": []}
-    for patient in generating.plan(recipe.train, recipe.validation, recipe.test):
+    for patient in generating.plan(recipe.train, recipe.validation, recipe.test, recipe.crowded_from):
         by_split[patient.split].append(patient)
     first, others = by_split["train"][:8], by_split["train"][8:]
     return first + by_split["validation"] + by_split["test"] + others

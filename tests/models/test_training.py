@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 from models import training
 from models.dblurdosenet import REACH
 from models.errors import ModelRejected
-from models.loss import BOUNDS, HUBER, USUAL_VOXELS, error_loss, loss_of
+from models.loss import HUBER, USUAL_VOXELS, error_loss, loss_of
 from models.samples import MOST_VOIS, Batch, Sample, draw, sample
 from models.training import Settings, fresh, train
 
@@ -243,7 +243,7 @@ def test_a_voi_counts_by_mean_and_nrmse_and_by_the_part_of_it_that_is_there() ->
     error[:, :, :8], error[:, :, 8:16], error[:, :, 16:] = 50.0, -50.0, 400.0
     assert error_loss(error, batch, settings).item() == pytest.approx(0.5 * 0.1**2, rel=1e-4)
     error[:, :, :16] = -0.2 * 500
-    whole = BOUNDS[1] * (0.2 - HUBER / 2) + 0.2**2  # its mean can be told better than most
+    whole = 0.2 - HUBER / 2 + 0.2**2
     assert error_loss(error, batch, settings).item() == pytest.approx(0.5 * whole, rel=1e-4)
     batch.counts[:, :, :8] = 0  # what does not count is not there
     assert error_loss(error, batch, settings).item() == pytest.approx(0.25 * whole, rel=1e-4)
@@ -252,7 +252,7 @@ def test_a_voi_counts_by_mean_and_nrmse_and_by_the_part_of_it_that_is_there() ->
 @pytest.mark.parametrize(("voxels", "k"), [(22, 0.5), (110, 0.5**0.5), (220, 1.0), (880, 2.0), (11000, 4.0)])
 def test_the_mean_of_a_larger_voi_counts_more(voxels: int, k: float) -> None:
     assert USUAL_VOXELS == 4 * 220
-    settings = replace(SMALL, voi_weight=1.0, loss_floor=1e9, in_plane=2)
+    settings = replace(SMALL, voi_weight=1.0, voi_bounds=(0.5, 4.0), loss_floor=1e9, in_plane=2)
     truth = torch.full((1, 8, 40, 40), 500.0)
     per_voxel = torch.zeros(1, MOST_VOIS)
     per_voxel[0, 3] = 1 / voxels

@@ -13,7 +13,7 @@ from pipeline.errors import InputRejected
 from pipeline.learning import generate as generating
 from pipeline.learning import scene as scenes
 from pipeline.learning.example import Example, load, save_volume
-from pipeline.learning.generate import CROWDED_FROM, Settings, example_of, example_path, generate, plan
+from pipeline.learning.generate import Settings, example_of, example_path, generate, plan
 from pipeline.learning.scene import Patient, drawn_scene, given_scene, spect_grid_on
 from pipeline.simulate.acquisition import Means
 from pipeline.simulate.camera import SpectCamera
@@ -72,8 +72,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Example:
 def test_a_plan_grows_without_changing_and_tests_on_a_family_of_its_own() -> None:
     few, many = plan(3, 1, 2), plan(90, 2, 5)
     assert set(few) <= set(many)
-    crowded = [p.family.endswith("-crowded") for p in many if p.split == "train"]
-    assert crowded == [False] * CROWDED_FROM + [True] * (90 - CROWDED_FROM)
+    crowded = [p.family.endswith("-crowded") for p in plan(90, 9, 9, crowded_from=81)]
+    assert crowded == [False] * 81 + [True] * 9 + [False] * 18
+    assert not any(p.family.endswith("-crowded") for p in many)
     assert len({p.seed for p in many}) == len({p.patient_id for p in many}) == len(many)
     families = {
         split: {p.family for p in many if p.split == split} for split in ("train", "validation", "test")
