@@ -504,7 +504,8 @@ def publish(work: Work, left: Callable[[], float]) -> None:
 
 
 def _before(recipe: Recipe, trained: Mapping[str, Any]) -> dict[str, Any]:
-    """What the weights that training began with say of their own training, and what all of it comes to."""
+    """What the weights that training began with say of their own training, and what all of it comes to, where
+    they say that they began with nothing, or what went before them."""
     from models import weights
 
     begun = trained["settings"].get("started_from", "")
@@ -514,10 +515,13 @@ def _before(recipe: Recipe, trained: Mapping[str, Any]) -> dict[str, Any]:
     if f"{known.name}, sha256 {known.sha256}" != begun:
         return {}
     earlier = known.training
-    return {
+    from_nothing = "steps" in earlier and not earlier.get("settings", {}).get("started_from")
+    in_all = {
         f"{what}_in_all": round(trained[what] + earlier.get(f"{what}_in_all", earlier.get(what, 0)), 2)
         for what in ("steps", "hours")
-    } | {"before": {"name": known.name, "sha256": known.sha256, "training": dict(earlier)}}
+        if from_nothing or f"{what}_in_all" in earlier
+    }
+    return in_all | {"before": {"name": known.name, "sha256": known.sha256, "training": dict(earlier)}}
 
 
 def _budget(recipe: Recipe, trained: Mapping[str, Any]) -> str:
