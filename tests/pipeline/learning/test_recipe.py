@@ -154,18 +154,31 @@ def test_a_mix_needs_weights_to_start_from() -> None:
             Recipe(mix=wrong, start_from=Path("weights"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [({"architectures": ("2d",)}, "of the architecture dblurdosenet, and 2d is to be trained"),
-     ({"learning": replace(LOOP, in_plane=2)}, "of the voxel size 6 x 7 x 7 mm, and 6 x 14 x 14 mm")],
-)  # fmt: skip
-def test_weights_that_do_not_fit_are_not_gone_on_from(
-    begun: weights.Weights, tmp_path: Path, changes: dict[str, object], said: str
-) -> None:
-    other, _ = work(tmp_path, start_from=begun.folder, **changes)
+def test_weights_of_another_architecture_are_not_gone_on_from(begun: weights.Weights, tmp_path: Path) -> None:
+    other, _ = work(tmp_path, start_from=begun.folder, architectures=("2d",))
     with_examples(other.folder)
-    with pytest.raises(InputRejected, match=said):
+    with pytest.raises(InputRejected, match="of the architecture dblurdosenet, and 2d is to be trained"):
         run(other, ["train"])
+
+
+def test_weights_of_another_voxel_size_are_not_gone_on_from(begun: weights.Weights, tmp_path: Path) -> None:
+    other, _ = work(tmp_path, start_from=begun.folder)
+    for number in range(2):
+        one = synthetic.example(number, f"train-{number:03d}-trunk")
+        grid = replace(one.grid, spacing_mm=(6.0, 5.0, 5.0))
+        examples.save(replace(one, grid=grid), other.folder / "train" / f"{one.patient_id}.npz")
+    with pytest.raises(InputRejected, match="of the voxel size 6 x 7 x 7 mm, and 6 x 5 x 5 mm"):
+        run(other, ["train"])
+
+
+def test_going_on_takes_the_weights_voxels_whatever_the_device_would(
+    begun: weights.Weights, tmp_path: Path
+) -> None:
+    """On a GPU nothing is trained on merged voxels, unless it goes on from weights that were."""
+    job, _ = work(tmp_path, start_from=begun.folder, learning=replace(LOOP, in_plane=2))
+    with_examples(job.folder)
+    _, settings = recipes._beginning(job, "dblurdosenet")
+    assert settings.in_plane == 1
 
 
 def test_a_budget_is_of_steps_or_of_hours() -> None:
