@@ -86,7 +86,7 @@ def test_both_doses_reach_the_pacs_and_the_report_names_the_weights(
     assert sha256 not in found["dvk"].ImageComments
     # What differs more from DVK than the evaluation saw is told wherever a person looks.
     for told in (said(found["SR"]), found["cnn"].ImageComments, node.run("show", str(case)).stdout):
-        assert "saw 50 to 60" in told
+        assert "expects 50 to 60" in told
     node.says(f"case {case}: the energy that the network finds in the whole map is")
 
 
