@@ -314,7 +314,7 @@ def test_an_identifier_that_breaks_its_decoder_is_refused(
     ds = Dataset()
     ds.QueryRetrieveLevel, ds.PatientID = "STUDY", "1"
     monkeypatch.setattr(identifier, "text_of", broken)
-    with pytest.raises(identifier.Refused, match="^the Identifier cannot be read$") as refused:
+    with pytest.raises(identifier.Refused, match=r"^the Identifier cannot be read$") as refused:
         identifier.read(BytesIO(encoded(ds)), ExplicitVRLittleEndian)
     assert refused.value.status == 0xC000
     assert type(error).__name__ in refused.value.reason  # of the log
