@@ -32,6 +32,7 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from models.errors import out_of_memory
 from pipeline.cores import available_cores
 from pipeline.decay import Nuclide
 from pipeline.errors import EngineFailed
@@ -210,7 +211,7 @@ def convolve_torch(
 ) -> Float32:
     """The same as `convolve_cpu`, by torch.fft on `device`.
 
-    raises: torch.OutOfMemoryError when the device's memory does not suffice.
+    raises: RuntimeError; `models.errors.out_of_memory` tells whether the device's memory did not suffice.
     """
     import torch
 
@@ -276,15 +277,15 @@ def convolve(
 
         try:
             return convolve_torch(source, spectrum, output, offset, chosen, report), chosen, notes
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                # A CUDA fault leaves the process without a usable GPU: only a new process can go on.
+                raise EngineFailed(
+                    f"the convolution failed on {chosen}: {error}",
+                    'It is tried again in a new process; if it recurs, set [dose] device = "cpu"',
+                ) from error
             notes += (f"GPU memory did not suffice on {chosen}: convolved on the CPU",)
             torch.cuda.empty_cache()
-        except RuntimeError as error:
-            # A CUDA fault leaves the process without a usable GPU: only a new process can go on.
-            raise EngineFailed(
-                f"the convolution failed on {chosen}: {error}",
-                'It is tried again in a new process; if it recurs, set device = "cpu"',
-            ) from error
     for note in notes:
         logger.warning(note)
     return convolve_cpu(source, spectrum, output, offset, report), "cpu", notes

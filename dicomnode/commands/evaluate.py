@@ -173,7 +173,7 @@ def _virtual_patients(folder: Path, numbers: range, device: str, console: Consol
     from pipeline.simulate.camera import medium_energy_lu177
 
     if not numbers:
-        raise InputRejected("no patients are none to evaluate on", "Set --patients to 1 or more")
+        raise InputRejected("--patients is 0: there is nobody to evaluate on", "Set it to 1 or more")
     console.print(f"{len(numbers)} virtual patients in {folder}: minutes each", highlight=False)
     chosen = generate.plan(0, 0, numbers.stop)[numbers.start :]
     generate.generate(chosen, folder, generate.Settings(), medium_energy_lu177(), device=device)

@@ -214,6 +214,14 @@ def new_run(ledger: Ledger, config: Config, now: float) -> tuple[Case, dict[tupl
     return ledger.case(case_id), {r.peers: [one.sop_instance_uid for one in r.results] for r in rejections}
 
 
+def replaced(ledger: Ledger, config: Config) -> Case:
+    """A case whose first results were delivered and whose second are to be, with the note on the first."""
+    case, _ = new_run(ledger, config, 10)
+    stage(config, ledger).tick(20)
+    new_run(ledger, config, 30)
+    return case
+
+
 def written(config: Config, path: str, kind: str, sop_class: str) -> NewResult:
     file = write_object(config.node.data_dir / path, sop_class)
     syntax = str(ExplicitVRLittleEndian)
@@ -283,9 +291,7 @@ def test_without_its_note_no_second_dose_reaches_the_archive(
     ledger: Ledger, tmp_path: Path, archive: StandinPacs, viewer: StandinPacs
 ) -> None:
     config = config_for(tmp_path, archive, viewer)
-    case, _ = new_run(ledger, config, 10)
-    stage(config, ledger).tick(20)
-    new_run(ledger, config, 30)
+    case = replaced(ledger, config)
     archive.status = refusing(KeyObjectSelectionDocumentStorage)
     deliverer = stage(config, ledger)
     deliverer.tick(40)
@@ -301,9 +307,7 @@ def test_an_archive_that_refuses_the_note_for_good_asks_a_person_who_may_do_with
     ledger: Ledger, tmp_path: Path, archive: StandinPacs
 ) -> None:
     config = config_for(tmp_path, archive)
-    case, _ = new_run(ledger, config, 10)
-    stage(config, ledger).tick(20)
-    new_run(ledger, config, 30)
+    case = replaced(ledger, config)
     archive.status = refusing(KeyObjectSelectionDocumentStorage)
     for now in (40, 50):
         stage(config, ledger).tick(now)
@@ -453,9 +457,7 @@ def test_a_note_whose_answer_was_lost_is_there_already_and_the_new_results_follo
     ledger: Ledger, tmp_path: Path, archive: StandinPacs, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = config_for(tmp_path, archive)
-    case, _ = new_run(ledger, config, 10)
-    stage(config, ledger).tick(20)
-    new_run(ledger, config, 30)
+    case = replaced(ledger, config)
     archive.status = lambda asked, _uid: None if asked == KeyObjectSelectionDocumentStorage else 0x0000
     stage(config, ledger).tick(40)
     archive.status = answering(0xA770)
@@ -479,9 +481,7 @@ def test_a_note_with_nothing_to_reject_keeps_no_new_result_from_the_archive(
     words: str,
 ) -> None:
     config = config_for(tmp_path, archive)
-    case, _ = new_run(ledger, config, 10)
-    stage(config, ledger).tick(20)
-    new_run(ledger, config, 30)
+    case = replaced(ledger, config)
     archive.status = answering(status)
     stage(config, ledger).tick(40)
     assert ledger.case(case.id).state is State.DONE
@@ -499,9 +499,7 @@ def test_an_archive_out_of_resources_gets_note_and_results_when_it_has_room(
     ledger: Ledger, tmp_path: Path, archive: StandinPacs
 ) -> None:
     config = config_for(tmp_path, archive)
-    case, _ = new_run(ledger, config, 10)
-    stage(config, ledger).tick(20)
-    new_run(ledger, config, 30)
+    case = replaced(ledger, config)
     archive.status = answering(0xA700)
     deliverer = stage(config, ledger)
     for now in range(40, 400):

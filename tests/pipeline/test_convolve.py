@@ -175,11 +175,18 @@ def a_gpu_that_raises(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], 
     return install
 
 
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB"),
+        ("RuntimeError", "cuFFT error: CUFFT_ALLOC_FAILED"),
+    ],
+)
 def test_a_gpu_out_of_memory_falls_back_to_the_cpu_and_says_so(
-    a_gpu_that_raises: Callable[[Exception], None], caplog: pytest.LogCaptureFixture
+    a_gpu_that_raises: Callable[[Exception], None], caplog: pytest.LogCaptureFixture, kind: str, text: str
 ) -> None:
     torch = pytest.importorskip("torch", reason="torch is an extra: pip install .[gpu]")
-    a_gpu_that_raises(torch.OutOfMemoryError("2 GiB wanted"))
+    a_gpu_that_raises({"RuntimeError": RuntimeError, "OutOfMemoryError": torch.OutOfMemoryError}[kind](text))
     source, spectrum, expected = prepared(BOXES["the same box"])
     result, used, notes = convolve(source, spectrum, source.shape, (0, 0, 0), "cuda")
     assert used == "cpu"
