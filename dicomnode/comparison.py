@@ -83,8 +83,8 @@ class Comparison:
     def _not_compared(self, case: Case, want: Want) -> str:
         """Why a case goes on whose counts nobody has confirmed."""
         answered = {e.peer: e for e in self._ledger.enquiries(case.id) if e.at >= want.opened_at}
-        refused = [e.detail for e in answered.values() if e.outcome == "refused"]
-        return f"its counts were not compared: {'; '.join(refused)}" if refused else _NOBODY
+        said = [e.detail for e in answered.values() if e.outcome in ("refused", "unreachable")]
+        return f"its counts were not compared: {'; '.join(said)}" if said else _NOBODY
 
     def is_asking(self, case: Case, now: float) -> bool:
         """Whether PACS are being asked for what a case lacks, or are about to: a person may just have said

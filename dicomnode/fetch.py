@@ -189,9 +189,9 @@ class Fetcher:
         except Transient as error:
             reason = "the node stopped" if self._stopping.is_set() else error.reason
             self._break_off(number, "unreachable", reason, clock())
-            self._resting.rest(peer.name, reason, clock())
+            self._resting.rest(peer.name, reason, clock(), remedy=error.remedy)
             return None
-        except NodeError as error:  # a living peer wants no association, or does not answer such a query
+        except NodeError as error:  # a living peer does not answer such a query
             log.warning("case %d: %s", case.id, error)
             return self._break_off(number, "refused", error.reason, clock())
         except Exception as error:  # the worker's loop: whatever it answers, it is not asked at once again

@@ -29,7 +29,7 @@ from dicomnode.commitment.wire import Dialogue, RequestRefused, requesting
 from dicomnode.config import Config, Peer
 from dicomnode.errors import LedgerUnavailable, Transient
 from dicomnode.ledger import Ledger
-from dicomnode.network.send import AssociationRefused
+from dicomnode.network.send import NothingAccepted
 from dicomnode.patience import Resting, backoff_s, lasts, spread
 from dicomnode.records import Commitment, Delivery, Result, Uncommitted
 
@@ -184,12 +184,8 @@ class Committer:
         except LedgerUnavailable:
             raise
         except Transient as error:
-            self._resting.rest(peer.name, error.reason, clock())
-        except AssociationRefused as error:
-            if not error.contexts:
-                # A wrong AE title, a licence that ran out: it is asked again when that is mended.
-                self._resting.rest(peer.name, error.reason, clock(), remedy=error.remedy)
-                return
+            self._resting.rest(peer.name, error.reason, clock(), remedy=error.remedy)
+        except NothingAccepted as error:
             for item in filter(self._missing, due):
                 self._refused(item, self._begin(item, clock())[1], error.reason, clock())
         except Exception as error:  # the worker's loop: it must not be asked again at every tick

@@ -77,7 +77,7 @@ class Dialogue:
 def requesting(peer: Peer, our_ae_title: str, timeout_s: float, on_event: OnEvent) -> Iterator[Dialogue]:
     """An association to ask over. on_event: answers reports that come at once, in another thread.
 
-    Raises AssociationRefused, and Transient when the peer cannot be reached.
+    Raises NothingAccepted, and Transient when the peer cannot be reached or wants no association.
     """
     reports = _Reports(on_event)
     handlers: list[evt.EventHandlerType] = [

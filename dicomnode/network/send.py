@@ -120,10 +120,7 @@ def send(
                     _store(association, peer, file, number, heard)
                 else:
                     on_answer(file, Answer(Verdict.REFUSED, None, _no_context(file)))
-    except AssociationRefused as error:
-        if not error.contexts:
-            # A wrong AE title, a licence that ran out: no fault of these objects.
-            raise Transient(error.reason, error.remedy) from error
+    except NothingAccepted:
         for file in files:
             on_answer(file, Answer(Verdict.REFUSED, None, _no_context(file)))
     if lacking:
@@ -215,12 +212,8 @@ def _name(peer: Peer) -> str:
     return f"{peer.name} ({peer.ae_title} at {peer.host}:{peer.port})"
 
 
-class AssociationRefused(NodeError):
-    """A living peer wants no association with us, or none for these objects."""
-
-    def __init__(self, reason: str, remedy: str = "", *, contexts: bool = False) -> None:
-        super().__init__(reason, remedy)
-        self.contexts = contexts
+class NothingAccepted(NodeError):
+    """A living peer accepted none of the presentation contexts: waiting will not help."""
 
 
 @contextmanager
@@ -238,7 +231,8 @@ def open_association(
     contexts: (abstract syntax, transfer syntax). as_scp: abstract syntaxes of which we propose to be
     the SCP (PS3.7 D.3.3.4). handlers: pynetdicom's, for requests of the peer; they run in the
     association's own thread, while this one waits for answers.
-    Raises AssociationRefused by a living peer, Transient when nobody answers.
+    Raises NothingAccepted; Transient when nobody answers, or a peer rejects the association: a wrong AE
+    title or a licence that ran out says nothing of what it would be for, and is mended one day.
     """
     answers = Answers(peer.name)
     association, connected = _associate(peer, our_ae_title, timeout_s, contexts, as_scp, handlers, answers)
@@ -315,18 +309,15 @@ def _identity(peer: Peer) -> list[UserIdentityNegotiation]:
 
 
 def _why_not(association: Association, connected: bool, peer: Peer, timeout_s: float) -> NodeError:
-    """Why there is no association: refused by a living peer, or nobody there."""
+    """Why there is no association: nothing for us with a living peer, or nobody there."""
     if answer := rejection(association):
         reason = f"{_name(peer)} rejected the association: {answer.reason_str}"
+        ours = association.requestor.ae_title.strip()
         # PS3.8 Table 9-21: 1 rejected-permanent, 2 rejected-transient.
-        if answer.result == 1:
-            ours = association.requestor.ae_title.strip()
-            return AssociationRefused(
-                reason, f"Let {peer.name} know {ours}; check that it is {peer.ae_title}, and its licence"
-            )
-        return Transient(reason)
+        for_good = f"Let {peer.name} know {ours}; check that it is {peer.ae_title}, and its licence"
+        return Transient(reason, for_good if answer.result == 1 else "")
     if association.rejected_contexts:
-        return AssociationRefused(f"{_name(peer)} accepted no presentation context", contexts=True)
+        return NothingAccepted(f"{_name(peer)} accepted no presentation context")
     if connected:
         text = f"takes the connection but granted no association within {timeout_s:g} s"
         over = ", and over TLS that it accepts our certificate" if peer.tls else ", and without TLS"

@@ -187,7 +187,7 @@ def source(
 ) -> Iterator[Source]:
     """An association to ask over. sop_classes, store: what may come by C-GET, and who takes it.
 
-    Raises AssociationRefused, and Transient when the peer cannot be reached.
+    Raises NothingAccepted, and Transient when the peer cannot be reached or wants no association.
     """
     model = STUDY_ROOT_MOVE if by == "move" else STUDY_ROOT_GET
     contexts = [(str(uid), syntax) for uid in (STUDY_ROOT_FIND, model) for syntax in _SYNTAXES]

@@ -46,6 +46,8 @@ class ArchivePacs:
         """The port on this host to which a C-MOVE sends; None: it knows no destination."""
         self.tells_counts = True
         self.tells_classes = True
+        self.knows_us = True
+        """Whether it takes our associations; from its next start on."""
         self.find_status = 0x0000
         self.withholds: set[str] = set()
         """Objects that it names but cannot send."""
@@ -57,6 +59,7 @@ class ArchivePacs:
 
     def start(self) -> ArchivePacs:
         ae = AE(self.ae_title)
+        ae.require_calling_aet = [] if self.knows_us else ["OTHER"]
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
         ae.add_supported_context(StudyRootQueryRetrieveInformationModelMove)

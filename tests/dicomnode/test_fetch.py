@@ -550,7 +550,8 @@ def test_pacs_that_do_not_answer_delay_a_complete_study_and_do_not_stop_it(
     stage.tick(291.0)
     ready = ledger.case(case.id)
     assert ready.state is State.READY
-    assert ready.reason.endswith("its counts were not compared: no PACS answered")
+    assert "its counts were not compared: PACS (PACS at " in ready.reason
+    assert "cannot be reached" in ready.reason
 
 
 def test_a_study_of_which_pacs_has_more_than_it_sends_is_held_and_not_computed(

@@ -224,7 +224,7 @@ def test_a_node_that_was_killed_while_it_asked_knows_what_it_was_told(
         site.is_held()
     else:
         assert site.state(292.0) is State.READY
-        assert site.ledger.case(site.case.id).reason.endswith("no PACS answered")
+        assert "its counts were not compared: PACS (PACS at " in site.ledger.case(site.case.id).reason
 
 
 def test_a_pacs_that_falls_silent_after_it_named_what_it_has_does_not_take_it_back(site: Site) -> None:
@@ -271,6 +271,34 @@ def test_a_pacs_that_refuses_to_be_asked_has_answered(site: Site) -> None:
     reason = site.ledger.case(site.case.id).reason
     assert "its counts were not compared: PACS answered C-FIND with 0xA900" in reason
     assert "no PACS answered" not in reason
+
+
+def test_a_pacs_that_does_not_know_us_has_answered_nothing_and_is_asked_when_it_does(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.pacs.stop()
+    site.pacs.knows_us = False
+    site.pacs.start()
+    assert site.ask(171.0).outcome == "unreachable"
+    want = site.ledger.wanted(site.case.id)
+    assert want is not None
+    assert (want.requests, want.settled) == (0, False), "it was no round"
+    assert "Let PACS know DICOMNODE" in caplog.text
+    site.pacs.stop()
+    site.pacs.knows_us = True
+    site.pacs.start()
+    assert site.ask(280.0).outcome == "came"
+
+
+def test_a_case_says_that_pacs_does_not_know_us_where_its_counts_were_not_compared(site: Site) -> None:
+    site.pacs.stop()
+    site.pacs.knows_us = False
+    site.pacs.start()
+    site.ask(171.0)
+    assert site.state(292.0) is State.READY
+    reason = site.ledger.case(site.case.id).reason
+    assert "its counts were not compared: PACS (PACS at " in reason
+    assert "rejected the association" in reason
 
 
 # ── what cannot be pulled ────────────────────────────────────────────────────────────────────────

@@ -24,7 +24,7 @@ from dicomnode.config import Config, Peer, Tls
 from dicomnode.errors import ConfigurationError, Transient
 from dicomnode.network import identity as identity_module
 from dicomnode.network.identity import MAX_WAITING, IdentityCheck, Offered, hash_password
-from dicomnode.network.send import AssociationRefused, echo, rejection
+from dicomnode.network.send import echo, rejection
 from dicomnode.tls import (
     TLS_1_2_CIPHERS,
     ServerCertificates,
@@ -475,7 +475,7 @@ def test_we_give_our_user_and_password_where_the_peer_wants_them(tmp_path: Path)
             send_password_file=secret,
         )  # fmt: skip
         echo(here, "NODE", 30)
-        with pytest.raises(AssociationRefused, match="rejected the association"):
+        with pytest.raises(Transient, match="rejected the association"):
             echo(here.model_copy(update={"send_password_file": tmp_path / "wrong"}), "NODE", 30)
         with pytest.raises(ConfigurationError, match="cannot be read"):
             echo(here.model_copy(update={"send_password_file": tmp_path / "gone"}), "NODE", 30)
