@@ -1,4 +1,4 @@
-"""`kill -9` at twenty moments of a case: what was acknowledged is there, PACS holds one set of results.
+"""`kill -9` in each state of a case: what was acknowledged is there, PACS holds one set of results.
 
 Each moment is a study of its own on one node that is killed and started again and again. The moments
 of the states are caught by watching the ledger; within a state the instant is random (seed printed).
@@ -24,14 +24,11 @@ pytestmark = [pytest.mark.peers, pytest.mark.timeout(600)]
 
 SEED = int(os.environ["KILL_SEED"])  # tests/conftest.py draws one where none is given
 
+# Two of each in every run of the suite; `make chaos` draws two hundred.
 MOMENTS: list[str] = [
-    *[ASSOCIATION] * 4,
-    *[State.COLLECTING] * 3,
-    *[State.READY] * 2,
-    *[State.COMPUTING] * 5,
-    *[State.ENCODED] * 2,
-    *[State.SENDING] * 2,
-    *[State.DONE] * 2,
+    moment
+    for moment in (ASSOCIATION, *(s for s in State if s not in (State.HELD, State.FAILED)))
+    for _ in range(2)
 ]
 
 # READY and ENCODED last one tick: a busy machine may look too late, and tries another study.
@@ -76,11 +73,3 @@ def test_a_killed_node_loses_nothing_and_sends_nothing_twice(
     assert (verdict.lost, verdict.duplicates, verdict.findings) == (0, 0, [])
     assert verdict.acknowledged == len(modality.files.all)
     assert pacs.held(modality.study_uid) == {"RTDOSE": 1, "SEG": 1, "SR": 1}
-
-
-def test_the_moments_are_those_that_were_promised() -> None:
-    assert len(MOMENTS) == 20
-    for state in State:
-        if state not in (State.HELD, State.FAILED):
-            assert MOMENTS.count(state) >= 2
-    assert MOMENTS.count(ASSOCIATION) >= 2

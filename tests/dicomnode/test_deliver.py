@@ -428,7 +428,7 @@ def test_a_pacs_that_rejects_us_waits_with_our_ae_title_in_the_remedy_until_it_k
         case = case_for(ledger, tmp_path, strict)
         later = case_for(ledger, tmp_path, strict, study="1.2.4")
         stage = deliverer(config_for(tmp_path, strict, max_refusals=1), ledger)
-        for now in range(20, 7200):
+        for now in range(20, 7200, 10):
             stage.tick(float(now))
         port = strict.port
     waiting = ledger.case(case.id)
@@ -449,7 +449,7 @@ def test_of_a_pacs_that_takes_one_object_of_two_no_object_fails_and_what_it_took
     pacs.status = lambda sop_class, _uid: 0xA700 if sop_class == RTDoseStorage else 0x0000
     cases = [case_for(ledger, tmp_path, pacs, study=f"1.2.{n}") for n in range(3, 6)]
     stage = deliverer(config_for(tmp_path, pacs, max_refusals=1, first_retry_s=30.0), ledger)
-    for now in range(20, 4000):
+    for now in range(20, 4000, 10):
         stage.tick(float(now))
     assert {case.state for case in ledger.cases()} == {State.SENDING}
     assert sorted(pacs.received) == sorted(uid for c in cases for uid in uids(ledger, c)[::2])

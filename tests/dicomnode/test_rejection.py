@@ -502,7 +502,7 @@ def test_an_archive_out_of_resources_gets_note_and_results_when_it_has_room(
     case = replaced(ledger, config)
     archive.status = answering(0xA700)
     deliverer = stage(config, ledger)
-    for now in range(40, 400):
+    for now in range(40, 400, 10):
         deliverer.tick(now)
     assert ledger.case(case.id).state is State.SENDING
     assert kinds(archive) == ["RTDOSE", "SR"]
