@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, delete, func, insert, literal, select, update
 
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import in_chunks, known, still_collecting, to_case, to_record
+from dicomnode.ledger.rows import held_by, known, still_collecting, to_case, to_record
 from dicomnode.ledger.schema import (
     CASES,
     ENQUIRIES,
@@ -200,10 +200,8 @@ class Enquiries(Database):
         """Those that are neither objects of the case nor our own results."""
         uids = list(sop_instance_uids)
         with self._read() as connection:
-            here = _our_results(connection, uids)
-            for chunk in in_chunks(uids):
-                mine = and_(INSTANCES.c.case_id == case_id, INSTANCES.c.sop_instance_uid.in_(chunk))
-                here |= set(connection.execute(select(INSTANCES.c.sop_instance_uid).where(mine)).scalars())
+            mine = held_by(connection, INSTANCES.c.sop_instance_uid, uids, INSTANCES.c.case_id == case_id)
+            here = mine | _our_results(connection, uids)
         return set(uids) - here
 
     def unknown(self, study_instance_uid: str, sop_instance_uids: Collection[str]) -> set[str]:
@@ -248,11 +246,7 @@ def _forget_named(connection: Connection, *whose: Any) -> None:
 
 
 def _our_results(connection: Connection, uids: list[str]) -> set[str]:
-    found: set[str] = set()
-    for chunk in in_chunks(uids):
-        query = select(RESULTS.c.sop_instance_uid).where(RESULTS.c.sop_instance_uid.in_(chunk))
-        found |= set(connection.execute(query).scalars())
-    return found
+    return held_by(connection, RESULTS.c.sop_instance_uid, uids)
 
 
 def _to_want(row: Any) -> Want:

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.index import forget, show_results
 from dicomnode.ledger.rejections import NOTE
-from dicomnode.ledger.rows import in_chunks, locked_case, one_case, still_collecting, to_record
+from dicomnode.ledger.rows import held_by, in_chunks, locked_case, one_case, still_collecting, to_record
 from dicomnode.ledger.schema import (
     CASES,
     DELIVERIES,
@@ -170,12 +170,8 @@ class Retention(Database):
 
     def in_use(self, paths: Iterable[str]) -> set[str]:
         """Those of the given files that are received objects (again)."""
-        found: set[str] = set()
         with self._read() as connection:
-            for chunk in in_chunks(list(paths)):
-                chosen = INSTANCES.c.path.in_(chunk)
-                found |= set(connection.execute(select(INSTANCES.c.path).where(chosen)).scalars())
-        return found
+            return held_by(connection, INSTANCES.c.path, list(paths))
 
     def gone(self, removals: Sequence[Removal]) -> None:
         """The files have gone, durably."""

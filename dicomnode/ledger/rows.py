@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Row, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, or_, select
 
 from dicomnode.errors import ConfigurationError
 from dicomnode.ledger.schema import CASES, DELIVERIES, INSTANCES, RESULTS, RUNS
@@ -93,10 +93,16 @@ def _the_case(connection: Connection, case_id: int, query: Select[Any]) -> Case:
 
 def known(connection: Connection, uids: Sequence[str]) -> set[str]:
     """Those of the SOP Instance UIDs that are received objects."""
+    return held_by(connection, INSTANCES.c.sop_instance_uid, uids)
+
+
+def held_by(
+    connection: Connection, column: ColumnElement[str], values: Sequence[str], *where: ColumnElement[bool]
+) -> set[str]:
+    """Those of the values that the column has, in the rows for which all of `where` holds."""
     found: set[str] = set()
-    for chunk in in_chunks(uids):
-        query = select(INSTANCES.c.sop_instance_uid).where(INSTANCES.c.sop_instance_uid.in_(chunk))
-        found |= set(connection.execute(query).scalars())
+    for chunk in in_chunks(values):
+        found |= set(connection.execute(select(column).where(column.in_(chunk), *where)).scalars())
     return found
 
 
