@@ -8,15 +8,17 @@ import socket
 # Below those that Linux gives to whoever names none (ip_local_port_range): nobody gets one by chance between
 # now and its use.
 _FIRST, _PORTS = 12000, 19200
-_START = random.SystemRandom().randrange(_PORTS)
+# Where the search goes on: what was given to this process is not asked for again.
+_next = random.SystemRandom().randrange(_PORTS)
 # What holds the ports that this process was given, until it ends.
 _CLAIMS: list[socket.socket] = []
 
 
 def free_port() -> int:
     """One on which nobody listens, and that no other test on this machine is given as long as we run."""
-    for step in range(_PORTS):
-        port = _FIRST + (_START + step) % _PORTS
+    global _next
+    for _ in range(_PORTS):
+        port, _next = _FIRST + _next, (_next + 1) % _PORTS
         if _claimed(port):
             if _nobody_listens(port):
                 return port

@@ -22,7 +22,7 @@ from pipeline.simulate.uptake import uniform
 from pipeline.volume import Grid
 from tests.pipeline.simulate.patients import GRID, drawn
 
-SEEDS = range(8)
+SEEDS = range(5)
 FIELD_OF_VIEW_MM = 193.5
 SPINE = (Label.THORACIC_SPINE, Label.L1, Label.L2, Label.L3, Label.L4, Label.L5)
 ORGANS = [label for label in Label if Label.STOMACH <= label <= Label.LEFT_KIDNEY_PELVIS]
