@@ -27,11 +27,11 @@ from dicomnode.clock import Jumps, running
 from dicomnode.config import Config, Peer
 from dicomnode.errors import LedgerUnavailable, NodeError, Transient
 from dicomnode.ledger import Ledger
-from dicomnode.network.iocm import NO_SUCH_INSTANCE
 from dicomnode.network.send import Answer, Outgoing, Verdict, send
 from dicomnode.patience import Resting, backoff_s, lasts, spread
 from dicomnode.privacy import without_identity
 from dicomnode.records import Attempt, Case, Delivery, Result, Run
+from dicomnode.results.notes_apart import taken_apart
 from dicomnode.states import Event, State
 
 CASES_PER_TICK = 4
@@ -78,6 +78,7 @@ class Deliverer:
         self._destinations = {peer.name: peer for peer in config.destinations()}
         self._our_ae_title = config.node.ae_title
         self._data_dir = config.node.data_dir
+        self._uid_root = config.encode.uid_root
         self._ledger = ledger
         self._monotonic = monotonic
         self._committing = config.committing()
@@ -158,23 +159,34 @@ class Deliverer:
         """A rejection note comes first, and without it nothing else goes to a destination: it would hold two
         contradictory doses unmarked. The other way round it holds none that is valid, for a moment.
         """
-        notes = [item for item in items if item[0].new.sop_class_uid == KeyObjectSelectionDocumentStorage]
-        if notes and not self._send_items(case, peer, notes, clock):
-            return
+        notes = [item for item in items if _is_note(item)]
+        if notes:
+            self._send_items(case, peer, notes, clock)
+            left = self._notes_left(notes[0][0].run_id, peer)
+            sent = {result.id for result, _ in notes}
+            if parts := [item for item in left if item[0].id not in sent]:
+                self._send_items(case, peer, parts, clock)
+                left = self._notes_left(notes[0][0].run_id, peer)
+            if left:
+                return
         if rest := [item for item in items if item not in notes]:
             self._send_items(case, peer, rest, clock)
 
-    def _send_items(self, case: Case, peer: Peer, items: list[Item], clock: Callable[[], float]) -> bool:
-        """Send what is still on disk. returns: whether the destination needs nothing more of it.
+    def _notes_left(self, run_id: int, peer: Peer) -> list[Item]:
+        """The rejection notes of a run that a destination still needs; taking one apart brought more."""
+        left = _open(self._ledger.deliveries(run_id))
+        return [item for item in left if item[1].peer == peer.name and _is_note(item)]
 
-        Raises Transient.
-        """
+    def _send_items(self, case: Case, peer: Peer, items: list[Item], clock: Callable[[], float]) -> None:
+        """Send what is still on disk. Raises Transient."""
         taken: set[str] = set()
         by_uid = {result.new.sop_instance_uid: (result, delivery) for result, delivery in items}
 
         def on_answer(file: Outgoing, answer: Answer) -> None:
-            self._record(case, by_uid[file.sop_instance_uid], answer, clock())
-            if answer.verdict in _SETTLED:
+            item = by_uid[file.sop_instance_uid]
+            if answer.verdict is not Verdict.NEEDLESS or not self._took_apart(case, item, answer, clock()):
+                self._record(case, item, answer, clock())
+            if answer.verdict is Verdict.STORED:
                 taken.add(file.sop_instance_uid)
             if self._stopping.is_set():
                 raise _Stopped
@@ -190,7 +202,21 @@ class Deliverer:
             others = [file.sop_class_uid for file in files if file.sop_instance_uid not in taken]
             self._audit.sent(party, study, patient, stored)
             self._audit.sent(party, study, patient, others, failure="not taken; the log says why")
-        return taken == by_uid.keys()
+
+    def _took_apart(self, case: Case, item: Item, answer: Answer, now: float) -> bool:
+        """Have a note for each object go in the place of one of which the destination took nothing.
+
+        returns: False for a note of a single object: with that there is nothing to do there.
+        """
+        new, delivery = item[0].new, item[1]
+        notes = taken_apart(new, self._data_dir, self._uid_root)
+        if not notes:
+            return False
+        detail = f"{answer.text}; {len(notes)} notes of one object each in its place"
+        self._ledger.taken_apart(item, notes, now, status=answer.status or 0, detail=detail)
+        text = f"case {case.id}: {delivery.peer} took nothing of {new.kind} {new.sop_instance_uid}: {detail}"
+        log.warning(without_identity(text, case))
+        return True
 
     def _record(self, case: Case, item: Item, answer: Answer, now: float) -> None:
         result, delivery = item
@@ -289,7 +315,7 @@ class Deliverer:
                     f"Restore it, or compute again: `dicomnode retry {case.id}`",
                 )
             if delivery.refusals >= self._settings.max_refusals:
-                is_note = new.sop_class_uid == KeyObjectSelectionDocumentStorage
+                is_note = _is_note((result, delivery))
                 or_not = (
                     ", or set its rejection_notes = false and reload the node (SIGHUP)" if is_note else ""
                 )
@@ -357,13 +383,15 @@ def _by_peer(items: Iterable[Item]) -> dict[str, list[Item]]:
     return grouped
 
 
+def _is_note(item: Item) -> bool:
+    return item[0].new.sop_class_uid == KeyObjectSelectionDocumentStorage
+
+
 def _level(answer: Answer) -> int:
     """How loud an answer is told."""
     if answer.verdict is Verdict.OUT_OF_RESOURCES:
         # The destination rests, and that is a line of its own, without one for each object.
         return logging.DEBUG
-    if answer.verdict is Verdict.NEEDLESS and answer.status == NO_SUCH_INSTANCE:
-        return logging.ERROR
     return logging.WARNING if answer.text else logging.INFO
 
 

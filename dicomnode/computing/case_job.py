@@ -26,7 +26,7 @@ from dicomnode.reception.defects import Flawed
 from dicomnode.reception.header import describe_file
 from dicomnode.reception.spool_file import read_back
 from dicomnode.records import Inputs, NewResult, NewRun
-from dicomnode.results.encode import EncodedObject, encode, uid_source
+from dicomnode.results.encode import EncodedObject, encode
 from dicomnode.results.findings import (
     EncodingSettings,
     EngineMap,
@@ -37,6 +37,7 @@ from dicomnode.results.findings import (
     ResultKind,
     RoiFindings,
 )
+from dicomnode.results.writing import uid_source
 from pipeline.acquisition import Administration
 from pipeline.camera import UNLISTED, camera_of
 from pipeline.ct import read_ct

@@ -93,8 +93,9 @@ context for each SOP class. No other transfer syntax is proposed for them.
 for ever or for `[deliver] give_up_after_h`, under the same UIDs; meanwhile nothing else is sent there |
 | no answer, A-ABORT, A-ASSOCIATE-RJ (permanent or transient), no connection | the same |
 | 0xA770 to a rejection note: duplicate | it has the note, with a warning |
-| 0xA774, 0xA772 to a rejection note: already rejected, no such instance | it does not need the note: the \
-results follow, with a warning or, for 0xA772, an error in the log |
+| 0xA774, 0xA772 to a rejection note: already rejected, no such instance | it took nothing of the note: one \
+for each object that it names, of the same series, is sent in its place; where it names one only, the \
+destination does not need it. Then the results follow |
 | 0xA773, 0xA775, 0xA776 to a rejection note; 0xA771, 0xA777 to 0xA779 | refused |
 | any other status | refused: sent again `[deliver] max_refusals` times, then the case is FAILED |
 | no context accepted | refused |

@@ -42,7 +42,9 @@ def _named(connection: Connection, case_id: int, peer: str) -> tuple[NewResult, 
         rows = list(of_run)
         objects = [row for row in rows if row.sop_class_uid != NOTE and row.may_have]
         found = [*(to_record(NewResult, row) for row in objects), *found]
-        if any(row.sop_class_uid == NOTE and row.delivered_at is not None for row in rows):
+        # One that was taken apart is settled when all its parts are.
+        notes = [row for row in rows if row.sop_class_uid == NOTE]
+        if notes and all(row.delivered_at is not None for row in notes):
             break
     return tuple(found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from sqlalchemy import Connection, and_, delete, func, select, update
 
@@ -25,7 +26,7 @@ from dicomnode.ledger.rows import (
     to_run,
 )
 from dicomnode.ledger.schema import ATTEMPTS, CASES, COMMITMENTS, DELIVERIES, RESULTS, RUNS, TRANSITIONS
-from dicomnode.ledger.steps import insert_row, step
+from dicomnode.ledger.steps import insert_new, insert_row, step
 from dicomnode.records import Attempt, Case, Delivery, NewResult, NewRun, Result, Run
 from dicomnode.states import Event, State
 
@@ -62,9 +63,7 @@ class Results(Database):
                 **asdict(run),
             )
             for result in results:
-                described = json.dumps(dict(result.attributes)) if result.attributes else None
-                columns = to_row(result) | {"attributes_json": described}
-                result_id = insert_row(connection, RESULTS, run_id=run_id, **columns)
+                result_id = insert_row(connection, RESULTS, run_id=run_id, **_columns(result))
                 only_for = peers if result.only_for is None else result.only_for
                 for peer in _takers(result.sop_class_uid, peers, set(notes_to) & set(only_for)):
                     insert_row(connection, DELIVERIES, result_id=result_id, peer=peer)
@@ -145,6 +144,39 @@ class Results(Database):
                 )
             )
 
+    def taken_apart(
+        self,
+        item: tuple[Result, Delivery],
+        notes: Sequence[NewResult],
+        now: float,
+        *,
+        status: int,
+        detail: str,
+    ) -> None:
+        """A destination took nothing of a rejection note: these go there in its place, of one object each.
+
+        They may be there since another destination did the same, or since the whole was sent before.
+        """
+        note, delivery = item
+        rows = [_columns(each) | {"run_id": note.run_id} for each in notes]
+        uids = [each.sop_instance_uid for each in notes]
+        with self._decide() as connection:
+            insert_new(connection, RESULTS, rows)
+            query = select(RESULTS.c.id).where(RESULTS.c.sop_instance_uid.in_(uids)).order_by(RESULTS.c.id)
+            numbers = connection.execute(query).scalars().all()
+            insert_new(connection, DELIVERIES, [{"result_id": n, "peer": delivery.peer} for n in numbers])
+            connection.execute(
+                update(DELIVERIES)
+                .where(DELIVERIES.c.id == delivery.id)
+                .values(
+                    delivered_at=now,
+                    committed_at=now,
+                    status=status,
+                    detail=detail,
+                    tries=DELIVERIES.c.tries + 1,
+                )
+            )
+
     def delivered(
         self, attempt: Attempt, run: Run, now: float, reason: str = "", committing: Collection[str] = ()
     ) -> Case:
@@ -209,6 +241,11 @@ class Results(Database):
             reason = "a person asked to send again"
             step(connection, case, Event.RESEND, now, reason=reason, attempts=0, next_attempt_at=0.0)
             return one_case(connection, case_id)
+
+
+def _columns(result: NewResult) -> dict[str, Any]:
+    described = json.dumps(dict(result.attributes)) if result.attributes else None
+    return to_row(result) | {"attributes_json": described}
 
 
 def _peers_of(connection: Connection, result_id: int) -> list[str]:

@@ -14,7 +14,8 @@ NO_SUCH_INSTANCE = 0xA772
 ALREADY_REJECTED = 0xA774
 
 NEEDLESS = frozenset({NO_SUCH_INSTANCE, ALREADY_REJECTED})
-"""A note that has nothing to reject there: the archive does not keep it."""
+"""A note that names what cannot be rejected there: the archive takes nothing of it. Where it names a single
+object, nothing is left to reject."""
 
 _OF_OBJECTS = {
     0xA771: "subsequent occurrence of a rejected object",
@@ -24,11 +25,9 @@ _OF_OBJECTS = {
 }
 _OF_NOTES = {
     DUPLICATE_REJECTION_NOTE: "it has this rejection note already",
-    NO_SUCH_INSTANCE: "it lacks an object that the rejection note names and took none of the note: "
-    "have what it shows of the earlier results hidden there by hand",
+    NO_SUCH_INSTANCE: "it lacks an object that the rejection note names",
     0xA773: "the rejection note names an object by another class",
-    ALREADY_REJECTED: "an object that the rejection note names is rejected there already: "
-    "look there that all of the earlier results are",
+    ALREADY_REJECTED: "an object that the rejection note names is rejected there already",
     0xA775: "rejection for an expired retention period is not allowed",
     0xA776: "the study's retention period is not yet over",
 }

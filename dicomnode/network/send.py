@@ -61,7 +61,7 @@ class Verdict(StrEnum):
     REFUSED = "REFUSED"
     """The peer is alive and does not take it."""
     NEEDLESS = "NEEDLESS"
-    """A rejection note that has nothing to reject there: the peer does not keep it, and can do without."""
+    """A rejection note that names what the peer lacks or has rejected: it takes nothing of the note."""
     OUT_OF_RESOURCES = "OUT OF RESOURCES"
     """The peer is alive and can store nothing at the moment: no fault of the object."""
     UNANSWERED = "UNANSWERED"

@@ -9,25 +9,20 @@ again, so an attempt that died halfway is simply repeated.
 from __future__ import annotations
 
 import contextlib
-import os
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from pydicom import Dataset, dcmwrite
-from pydicom.uid import generate_uid
+from pydicom import Dataset
 
 from dicomnode.durable import sync_folder
-from dicomnode.privacy import FOLDER_MODE, opener
+from dicomnode.privacy import FOLDER_MODE
 from dicomnode.results import parametric_map, rejection, rtdose, segmentation, summary_report
 from dicomnode.results.findings import EncodingSettings, Findings, InstanceReference, ResultKind
 from dicomnode.results.header import ResultIdentity, reference_of
 from dicomnode.results.summary_report import WrittenResults
-
-UidSource = Callable[[str], str]
-"""From the role of an object within its case to its UID; the same role, the same UID."""
+from dicomnode.results.writing import UidSource, write_durably
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +35,6 @@ class EncodedObject:
     series_instance_uid: str
     kind: ResultKind
     engine: str
-
-
-def uid_source(root: str, *identity: str) -> UidSource:
-    """UIDs that depend on nothing but `root`, `identity` and the role.
-
-    root: ends in a dot; empty for UUID-derived UIDs under 2.25 (PS3.5 B.2).
-    identity: what sets this result apart from every other, e.g. Study Instance UID, the hash of the
-        inputs, the configuration's hash and the number of the run.
-    """
-
-    def uid(role: str) -> str:
-        name = "\n".join((*identity, role))
-        if root in ("", "2.25."):
-            return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
-        return str(generate_uid(prefix=root, entropy_srcs=[name]))
-
-    return uid
 
 
 def encode(
@@ -155,21 +133,10 @@ class _Case:
 
     def _write(self, result: Dataset, kind: ResultKind, engine: str) -> EncodedObject:
         path = self.folder / (f"{kind}-{engine}.dcm" if engine else f"{kind}.dcm")
-        _write_durably(result, path)
+        write_durably(result, path)
         reference = reference_of(result)
         uids = reference.sop_class_uid, reference.sop_instance_uid, reference.series_instance_uid
         return EncodedObject(path, *uids, kind, engine)
-
-
-def _write_durably(result: Dataset, path: Path) -> None:
-    """After this returns, `path` holds the whole object even if the power fails; never half of it."""
-    part = path.with_suffix(".part")
-    with open(part, "wb", opener=opener) as file:
-        dcmwrite(file, result, enforce_file_format=True)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_folder(path.parent)
 
 
 def _make_durably(folder: Path) -> None:

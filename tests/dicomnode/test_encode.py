@@ -17,6 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID
 from dicomnode.results import encode
 from dicomnode.results.findings import EncodingSettings, Findings, ResultKind
+from dicomnode.results.writing import uid_source
 from tests.dicomnode.synthetic_findings import (
     DIRECTIONS,
     NOW,
@@ -36,7 +37,7 @@ ALL = dataclasses.replace(SETTINGS, parametric_map=True, uncertainty_map=True)
 def encoded(
     folder: Path, found: Findings | None = None, settings: EncodingSettings = ALL
 ) -> tuple[encode.EncodedObject, ...]:
-    uids = encode.uid_source(settings.uid_root, STUDY, "inputs", "1")
+    uids = uid_source(settings.uid_root, STUDY, "inputs", "1")
     return encode.encode(found or findings(engines=("dvk", "cnn")), settings, folder, NOW, uids)
 
 
@@ -106,7 +107,7 @@ def test_a_half_written_file_of_a_dead_attempt_is_replaced(tmp_path: Path) -> No
 @pytest.mark.parametrize("root", ["", "2.25.", "1.2.826.0.1.3680043.10.999."])
 def test_uids_depend_on_identity_and_role_alone(root: str) -> None:
     """Another case, run or role has another UID; the same ones have the same; all are valid."""
-    one, same, other = (encode.uid_source(root, STUDY, run) for run in ("1", "1", "2"))
+    one, same, other = (uid_source(root, STUDY, run) for run in ("1", "1", "2"))
     assert one("SR") == same("SR")
     assert len({one("SR"), one("SEG"), other("SR")}) == 3
     for uid in (one("SR"), other("SEG")):
@@ -183,7 +184,7 @@ def test_times_are_told_in_the_zone_of_the_study(tmp_path: Path) -> None:
     """TimezoneOffsetFromUTC governs all times of an object, so ours are converted to it."""
     ct = ct_headers(TimezoneOffsetFromUTC="-0330")
     now = datetime(2024, 5, 7, 1, 0, 0, tzinfo=UTC)
-    uids = encode.uid_source("", STUDY)
+    uids = uid_source("", STUDY)
     for o in encode.encode(findings(ct_headers=ct), SETTINGS, tmp_path, now, uids):
         ds = pydicom.dcmread(o.path)
         assert (ds.TimezoneOffsetFromUTC, ds.ContentDate, ds.ContentTime) == ("-0330", "20240506", "213000")

@@ -22,6 +22,7 @@ from dicomnode.reception.spool import Note, Spool
 from dicomnode.reception.spool_file import Origin
 from dicomnode.records import Identity
 from dicomnode.results import encode
+from dicomnode.results.writing import uid_source
 from tests.dicomnode.modality import ct_slice, encoded
 from tests.dicomnode.results_on_disk import instance
 from tests.dicomnode.synthetic_findings import NOW, SETTINGS, STUDY, findings
@@ -86,7 +87,7 @@ def test_the_folders_of_a_new_node_outlast_a_power_cut(
 @pytest.mark.usefixtures("careless")
 def test_results_are_the_service_accounts_alone(tmp_path: Path) -> None:
     """The child writes them; on a cluster under another machine's umask."""
-    objects = encode.encode(findings(), SETTINGS, tmp_path / "results", NOW, encode.uid_source("", STUDY))
+    objects = encode.encode(findings(), SETTINGS, tmp_path / "results", NOW, uid_source("", STUDY))
     assert {o.path.stat().st_mode & 0o777 for o in objects} == {FILE_MODE}
     assert (tmp_path / "results").stat().st_mode & 0o777 == FOLDER_MODE
 

@@ -12,17 +12,26 @@ from typing import Literal, cast
 import highdicom as hd
 import pydicom
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian, KeyObjectSelectionDocumentStorage, RTDoseStorage
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    KeyObjectSelectionDocumentStorage,
+    RTDoseStorage,
+    generate_uid,
+)
 
 from dicomnode.computing import case_job
 from dicomnode.computing.job import Job
 from dicomnode.config import Config, parse
 from dicomnode.deliver import Deliverer
 from dicomnode.demo.standin_pacs import StandinPacs
+from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
-from dicomnode.records import Case, Identity, NewResult, Rejection
-from dicomnode.results import encode
+from dicomnode.records import Case, Delivery, Identity, NewResult, Rejection, Result
+from dicomnode.results import encode, rejection
 from dicomnode.results.findings import Findings, InstanceReference, Predecessor, ResultKind
+from dicomnode.results.header import ResultIdentity
+from dicomnode.results.notes_apart import taken_apart
+from dicomnode.results.writing import uid_source, write_durably
 from dicomnode.states import Event, State
 from tests.dicomnode.results_on_disk import instance, run_of, write_object
 from tests.dicomnode.synthetic_findings import NOW, SETTINGS, STUDY, ct_headers, findings
@@ -49,7 +58,7 @@ Reason = Literal["quality", "patient_safety"]
 
 def note_of(folder: Path, reason: Reason = "quality") -> pydicom.FileDataset:
     settings = dataclasses.replace(SETTINGS, rejection_reason=reason)
-    objects = encode.encode(rejecting(), settings, folder, NOW, encode.uid_source("", STUDY))
+    objects = encode.encode(rejecting(), settings, folder, NOW, uid_source("", STUDY))
     assert objects[0].kind is ResultKind.REJECTION
     return pydicom.dcmread(objects[0].path)
 
@@ -104,7 +113,7 @@ def test_patient_and_study_are_those_of_the_ct(tmp_path: Path) -> None:
 
 
 def test_without_anything_to_reject_there_is_no_note_and_the_others_keep_their_uids(tmp_path: Path) -> None:
-    uids = encode.uid_source("", STUDY)
+    uids = uid_source("", STUDY)
     plain = encode.encode(findings(), SETTINGS, tmp_path / "a", NOW, uids)
     for rejected in ((REJECTED,), (REJECTED, REJECTED[:1], REJECTED[1:])):
         folder = tmp_path / f"{len(rejected)}"
@@ -192,15 +201,7 @@ def new_run(ledger: Ledger, config: Config, now: float) -> tuple[Case, dict[tupl
     takers = config.rejection_note_takers()
     rejections = ledger.to_reject(case_id, takers)
     notes = [
-        dataclasses.replace(
-            written(
-                config,
-                f"results/{case_id}/{attempt.id}/KO{number}.dcm",
-                "KO",
-                str(KeyObjectSelectionDocumentStorage),
-            ),
-            only_for=rejection.peers,
-        )
+        note_on(config, f"results/{case_id}/{attempt.id}/KO{number}.dcm", rejection)
         for number, rejection in enumerate(rejections)
     ]
     results = [
@@ -226,6 +227,24 @@ def written(config: Config, path: str, kind: str, sop_class: str) -> NewResult:
     file = write_object(config.node.data_dir / path, sop_class)
     syntax = str(ExplicitVRLittleEndian)
     return NewResult(file.sop_instance_uid, sop_class, "1.2.3.9", syntax, kind, "", path, 1)
+
+
+def note_on(config: Config, path: str, on: Rejection) -> NewResult:
+    kind_of = {sop_class: kind for kind, sop_class in CLASSES.items()}
+    named = tuple(
+        Predecessor(
+            InstanceReference(r.sop_class_uid, r.sop_instance_uid, r.series_instance_uid, STUDY),
+            kind_of[r.sop_class_uid],
+        )
+        for r in on.results
+    )
+    identity = ResultIdentity(generate_uid(), generate_uid(), 1, rejection.series_description())
+    note = rejection.build(findings(rejected=(named,)), 0, SETTINGS, identity, NOW)
+    file = config.node.data_dir / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(note, file)
+    uids = identity.sop_instance_uid, note.SOPClassUID, identity.series_instance_uid
+    return NewResult(*uids, str(ExplicitVRLittleEndian), "KO", "", path, 1, only_for=on.peers)
 
 
 def stage(config: Config, ledger: Ledger) -> Deliverer:
@@ -439,7 +458,7 @@ def test_each_archive_gets_a_note_of_what_it_may_have_and_none_without_that(
 
 def test_the_job_says_of_each_note_whom_it_is_for(tmp_path: Path) -> None:
     found = findings(rejected=(REJECTED, REJECTED[:1]))
-    written = encode.encode(found, SETTINGS, tmp_path, NOW, encode.uid_source("", STUDY))
+    written = encode.encode(found, SETTINGS, tmp_path, NOW, uid_source("", STUDY))
     job = SimpleNamespace(rejections=(Rejection(("A", "B"), ()), Rejection(("C",), ())))
     results = case_job._new_results(cast(Job, job), written)
     assert [r.sop_instance_uid for r in results] == [w.sop_instance_uid for w in written]
@@ -467,32 +486,166 @@ def test_a_note_whose_answer_was_lost_is_there_already_and_the_new_results_follo
     assert "0xA770 it has this rejection note already" in caplog.text
 
 
+class Dcm4chee:
+    """It takes a note whole or not at all, as dcm4chee-arc does. Set `status` of a PACS to it."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self.lost: set[str] = set()
+        """What somebody has deleted there."""
+        self.rejected: set[str] = set()
+        self.answers: list[int] = []
+        """To notes."""
+
+    def __call__(self, sop_class: str, uid: str) -> int:
+        if sop_class != KeyObjectSelectionDocumentStorage:
+            return 0x0000
+        named = self.named(uid)
+        answer = 0xA772 if named & self.lost else 0xA774 if named & self.rejected else 0x0000
+        if not answer:
+            self.rejected |= named
+        self.answers.append(answer)
+        return answer
+
+    def named(self, uid: str) -> set[str]:
+        notes = map(pydicom.dcmread, self.data_dir.glob("results/**/KO*.dcm"))
+        (note,) = (note for note in notes if note.SOPInstanceUID == uid)
+        return {sop.ReferencedSOPInstanceUID for sop in sops(note)}
+
+
 @pytest.mark.parametrize(
-    ("status", "level", "words"),
-    [(0xA772, "ERROR", "hidden there by hand"), (0xA774, "WARNING", "is rejected there already")],
+    ("status", "words"),
+    [(0xA772, "it lacks an object that the rejection note names"), (0xA774, "is rejected there already")],
 )
-def test_a_note_with_nothing_to_reject_keeps_no_new_result_from_the_archive(
+def test_what_an_archive_has_is_rejected_beside_what_it_lacks_or_has_rejected(
     ledger: Ledger,
     tmp_path: Path,
     archive: StandinPacs,
     caplog: pytest.LogCaptureFixture,
     status: int,
-    level: str,
     words: str,
 ) -> None:
     config = config_for(tmp_path, archive)
     case = replaced(ledger, config)
-    archive.status = answering(status)
+    dose, report = archive.received
+    archive.status = dcm4chee = Dcm4chee(tmp_path)
+    (dcm4chee.lost if status == 0xA772 else dcm4chee.rejected).add(dose)
     stage(config, ledger).tick(40)
+    assert dcm4chee.answers == [status, status, 0x0000]
+    assert dcm4chee.rejected - {dose} == {report}
     assert ledger.case(case.id).state is State.DONE
-    assert kinds(archive) == ["RTDOSE", "SR", "RTDOSE", "SR"]
-    (line,) = [r for r in caplog.records if words in r.getMessage()]
-    assert line.levelname == level
-    # The archive does not keep the note: nobody asks it to commit to it.
+    assert kinds(archive) == ["RTDOSE", "SR", "KO", "RTDOSE", "SR"], "in that order"
+    (line,) = [r for r in caplog.records if "took nothing of KO" in r.getMessage()]
+    assert line.levelname == "WARNING"
+    assert words in line.getMessage()
+    assert "2 notes of one object each in its place" in line.getMessage()
+    # What the archive does not keep, nobody asks it to commit to.
+    notes = [d for r, d in deliveries(ledger, case) if r.new.kind == "KO"]
+    assert [(d.status, d.delivered_at, d.committed_at) for d in notes] == [
+        (status, 40, 40),
+        (status, 40, 40),
+        (0x0000, 40, None),
+    ]
+    # Sent again, it comes to the same; and the next run's note names the second results alone.
+    ledger.resend(case.id, 50, config.deliver.to, config.rejection_note_takers())
+    stage(config, ledger).tick(60)
+    assert ledger.case(case.id).state is State.DONE
+    assert len(deliveries(ledger, case)) == 5
+    _, rejected = new_run(ledger, config, 70)
+    assert rejected == {("ARCHIVE",): archive.received[-2:]}
+
+
+def deliveries(ledger: Ledger, case: Case) -> list[tuple[Result, Delivery]]:
     run = ledger.latest_run(case.id)
     assert run is not None
-    note = ledger.deliveries(run.id)[0][1]
-    assert (note.status, note.delivered_at, note.committed_at) == (status, 40, 40)
+    return ledger.deliveries(run.id)
+
+
+def test_a_note_that_was_taken_apart_is_settled_when_all_its_parts_are(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs
+) -> None:
+    config = config_for(tmp_path, archive)
+    case = replaced(ledger, config)
+    dose, report = archive.received
+    answers = iter((0xA774, 0x0000, 0xA900, 0xA900))
+    archive.status = lambda asked, _uid: next(answers) if asked == KeyObjectSelectionDocumentStorage else 0
+    for now in (40, 50):
+        stage(config, ledger).tick(now)
+    assert kinds(archive) == ["RTDOSE", "SR", "KO"], "no second dose"
+    failed = ledger.case(case.id)
+    assert failed.state is State.FAILED
+    assert "ARCHIVE refused KO" in failed.reason
+    _, rejected = new_run(ledger, config, 60)
+    assert rejected == {("ARCHIVE",): [dose, report]}
+
+
+def test_taking_a_note_apart_is_repeated_where_the_ledger_could_not_be_told(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(tmp_path, archive)
+    case = replaced(ledger, config)
+    archive.status = dcm4chee = Dcm4chee(tmp_path)
+    dcm4chee.lost = set(archive.received[:1])
+
+    def gone(*_: object, **__: object) -> None:
+        raise LedgerUnavailable("the ledger is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "taken_apart", gone)
+        with pytest.raises(LedgerUnavailable):
+            stage(config, ledger).tick(40)
+    written_before = {path: path.read_bytes() for path in tmp_path.glob("results/**/KO*.dcm")}
+    stage(config, ledger).tick(50)
+    assert {path: path.read_bytes() for path in tmp_path.glob("results/**/KO*.dcm")} == written_before
+    assert ledger.case(case.id).state is State.DONE
+    assert kinds(archive) == ["RTDOSE", "SR", "KO", "RTDOSE", "SR"]
+
+
+def test_of_two_archives_each_gets_the_parts_that_it_needs(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs, second: StandinPacs
+) -> None:
+    config = both_take_notes(tmp_path, archive, second)
+    case = replaced(ledger, config)
+    dose, report = archive.received
+    archive.status, second.status = first, other = Dcm4chee(tmp_path), Dcm4chee(tmp_path)
+    first.lost, other.lost = {dose}, {report}
+    stage(config, ledger).tick(40)
+    assert ledger.case(case.id).state is State.DONE
+    assert (first.rejected, other.rejected) == ({report}, {dose})
+    assert kinds(archive) == kinds(second) == ["RTDOSE", "SR", "KO", "RTDOSE", "SR"]
+
+
+@pytest.mark.peers
+def test_a_note_that_was_taken_apart_says_of_each_object_what_it_said_of_all(
+    peer_program: Callable[[str], str], tmp_path: Path
+) -> None:
+    path = Path(str(note_of(tmp_path).filename))
+    whole = pydicom.dcmread(path)
+    syntax, place = str(ExplicitVRLittleEndian), path.relative_to(tmp_path)
+    new = NewResult(
+        whole.SOPInstanceUID, whole.SOPClassUID, whole.SeriesInstanceUID, syntax, "KO", "", str(place), 1
+    )
+    parts = taken_apart(new, tmp_path, "")
+    read = [pydicom.dcmread(tmp_path / part.path) for part in parts]
+    assert [[ref.ReferencedSOPInstanceUID for ref in sops(note)] for note in read] == [
+        [one.instance.sop_instance_uid] for one in REJECTED
+    ]
+    for note, part, one in zip(read, parts, REJECTED, strict=True):
+        (study,) = note.CurrentRequestedProcedureEvidenceSequence
+        (series,) = study.ReferencedSeriesSequence
+        (sop,) = series.ReferencedSOPSequence
+        assert series.SeriesInstanceUID == one.instance.series_instance_uid
+        assert sop.ReferencedSOPInstanceUID == one.instance.sop_instance_uid
+        assert note.ConceptNameCodeSequence == whole.ConceptNameCodeSequence
+        assert (part.sop_instance_uid, part.size_bytes) == (
+            note.SOPInstanceUID,
+            (tmp_path / part.path).stat().st_size,
+        )
+        verified = run(peer_program("dciodvfy"), "-new", tmp_path / part.path)
+        assert "Error" not in verified.stdout + verified.stderr
+    assert len({(n.SOPInstanceUID, n.InstanceNumber) for n in (whole, *read)}) == 1 + len(REJECTED)
+    assert {n.SeriesInstanceUID for n in read} == {whole.SeriesInstanceUID}
+    assert taken_apart(parts[0], tmp_path, "") == (), "it names one object"
 
 
 def test_an_archive_out_of_resources_gets_note_and_results_when_it_has_room(

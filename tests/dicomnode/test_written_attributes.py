@@ -23,6 +23,7 @@ from dicomnode.conformance.attributes import (
 from dicomnode.results import encode
 from dicomnode.results.findings import InstanceReference, Predecessor, ResultKind
 from dicomnode.results.header import _PATIENT_AND_STUDY
+from dicomnode.results.writing import uid_source
 from tests.dicomnode.synthetic_findings import NOW, SETTINGS, STUDY, ct_headers, findings
 
 NAMES = {"SEG": "SEG", "RTDOSE": "RTDOSE", "OT": "PM", "SR": "SR", "KO": "KO"}
@@ -60,7 +61,7 @@ def encoded(folder: Path, much: bool) -> Iterator[tuple[str, Dataset]]:
         {"rejected": (EARLIER,), "predecessors": EARLIER, "other_sources": (ELSEWHERE,)} if much else {}
     )
     found = findings(ct_headers=headers, **{"rejected": (EARLIER,), **changes})
-    for one in encode.encode(found, settings, folder, NOW, encode.uid_source("", STUDY)):
+    for one in encode.encode(found, settings, folder, NOW, uid_source("", STUDY)):
         ds = dcmread(one.path)
         yield NAMES[ds.Modality], ds
 
@@ -125,7 +126,7 @@ def test_bits_follow_the_setting(tmp_path: Path) -> None:
     for bits in (16, 32):
         folder = tmp_path / str(bits)
         folder.mkdir()
-        source = encode.uid_source("", STUDY)
+        source = uid_source("", STUDY)
         for one in encode.encode(findings(), replace(SETTINGS, bits=bits), folder, NOW, source):
             ds = dcmread(one.path)
             if ds.Modality == "RTDOSE":

@@ -1,0 +1,45 @@
+"""What every result gets: its UIDs, and a file that is whole. Nothing heavy is loaded for it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from pydicom import Dataset, dcmwrite
+from pydicom.uid import generate_uid
+
+from dicomnode.durable import sync_folder
+from dicomnode.privacy import opener
+
+UidSource = Callable[[str], str]
+"""From the role of an object within its case to its UID; the same role, the same UID."""
+
+
+def uid_source(root: str, *identity: str) -> UidSource:
+    """UIDs that depend on nothing but `root`, `identity` and the role.
+
+    root: ends in a dot; empty for UUID-derived UIDs under 2.25 (PS3.5 B.2).
+    identity: what sets this result apart from every other, e.g. Study Instance UID, the hash of the
+        inputs, the configuration's hash and the number of the run.
+    """
+
+    def uid(role: str) -> str:
+        name = "\n".join((*identity, role))
+        if root in ("", "2.25."):
+            return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"
+        return str(generate_uid(prefix=root, entropy_srcs=[name]))
+
+    return uid
+
+
+def write_durably(result: Dataset, path: Path) -> None:
+    """After this returns, `path` holds the whole object even if the power fails; never half of it."""
+    part = path.with_suffix(".part")
+    with open(part, "wb", opener=opener) as file:
+        dcmwrite(file, result, enforce_file_format=True)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_folder(path.parent)
