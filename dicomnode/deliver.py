@@ -32,6 +32,7 @@ from dicomnode.patience import Resting, backoff_s, lasts, spread
 from dicomnode.privacy import without_identity
 from dicomnode.records import Attempt, Case, Delivery, Result, Run
 from dicomnode.results.notes_apart import taken_apart
+from dicomnode.results.writing import damage
 from dicomnode.states import Event, State
 
 CASES_PER_TICK = 4
@@ -178,7 +179,7 @@ class Deliverer:
         return [item for item in left if item[1].peer == peer.name and _is_note(item)]
 
     def _send_items(self, case: Case, peer: Peer, items: list[Item], clock: Callable[[], float]) -> None:
-        """Send what is still on disk. Raises Transient."""
+        """Send what is still on disk, as it was written. Raises Transient."""
         taken: set[str] = set()
         by_uid = {result.new.sop_instance_uid: (result, delivery) for result, delivery in items}
 
@@ -191,7 +192,7 @@ class Deliverer:
             if self._stopping.is_set():
                 raise _Stopped
 
-        files = [file for result, _ in items if (file := self._outgoing(result)).path.is_file()]
+        files = [self._outgoing(result) for result, _ in items if not self._flaw(result)]
         party, patient = Party(peer.ae_title, peer.host), case.identity.patient_id
         study = case.study_instance_uid
         self._audit.sending(party, study, patient, [file.sop_class_uid for file in files])
@@ -243,6 +244,17 @@ class Deliverer:
         return Outgoing(
             self._data_dir / new.path, new.sop_class_uid, new.sop_instance_uid, new.transfer_syntax_uid
         )
+
+    def _flaw(self, result: Result) -> str:
+        """Why the file of a result is not to be sent; empty when it is what was written."""
+        new = result.new
+        try:
+            found = damage(self._data_dir / new.path, new.size_bytes)
+        except FileNotFoundError:
+            return "is gone"
+        except OSError as error:
+            return f"cannot be read ({error.strerror or error})"
+        return f"is damaged ({found})" if found else ""
 
     # ── what follows ─────────────────────────────────────────────────────────────────────────
 
@@ -309,10 +321,10 @@ class Deliverer:
                     f"{new.kind} is meant for {delivery.peer!r}, which [deliver] to no longer names",
                     f"Name it again, or send to the destinations that are configured now: {again}",
                 )
-            if not (self._data_dir / new.path).is_file():
+            if flaw := self._flaw(result):
                 return _Hopeless(
-                    f"the file of {new.kind} {new.sop_instance_uid} is gone: {new.path}",
-                    f"Restore it, or compute again: `dicomnode retry {case.id}`",
+                    f"the file of {new.kind} {new.sop_instance_uid} {flaw}: {new.path}",
+                    f"Check the disk; restore it, or compute again: `dicomnode retry {case.id}`",
                 )
             if delivery.refusals >= self._settings.max_refusals:
                 is_note = _is_note((result, delivery))

@@ -10,7 +10,8 @@ from dicomnode.errors import Transient
 from dicomnode.ledger.promises import OnDisk
 from dicomnode.reception.defects import Defect, Flawed
 from dicomnode.reception.header import describe_file
-from dicomnode.reception.spool_file import from_disk, pieces_of, read_back
+from dicomnode.reception.spool_file import read_back
+from dicomnode.results.writing import damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +64,9 @@ def _require_received(path: Path, held: OnDisk) -> None:
 
 
 def _require_result(path: Path, held: OnDisk) -> None:
-    """Of its size, readable to the end, and the object that it should be: it has no checksum.
-
-    Raises Flawed, OSError.
-    """
-    with from_disk(path) as file:
-        size_bytes = sum(map(len, pieces_of(file)))
-    if size_bytes != held.size_bytes:
-        raise Flawed(Defect.CUT_SHORT, f"{size_bytes} bytes of {held.size_bytes}")
+    """Whole, and the object that it should be. Raises Flawed, OSError."""
+    if flaw := damage(path, held.size_bytes):
+        raise Flawed(Defect.CUT_SHORT, flaw)
     try:
         header = describe_file(path, held.transfer_syntax_uid)
     except ValueError as error:

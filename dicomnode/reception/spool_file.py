@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
+from dicomnode.checksum import PREAMBLE_BYTES, from_disk, pieces_of, preamble
 from dicomnode.implementation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicomnode.reception.defects import Defect, Flawed
 from dicomnode.reception.incoming import pieces
 
-_PREAMBLE_BYTES = 128
 # The prefix, and the head of the element that holds the length of the others.
 _META_LENGTH = b"DICM" + struct.pack("<HH2sH", 2, 0, b"UL", 4)
-_META_START = _PREAMBLE_BYTES + len(_META_LENGTH) + 4
+_META_START = PREAMBLE_BYTES + len(_META_LENGTH) + 4
 # What a damaged length may make us read; that of a sound file is some hundred bytes.
 _MOST_META_BYTES = 1 << 16
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +46,7 @@ def file_meta(origin: Origin, data: memoryview) -> bytes:
             _meta_element(0x0016, b"AE", origin.peer),  # Source Application Entity Title
         )
     )
-    return _preamble(pieces(data)) + _META_LENGTH + struct.pack("<L", len(group)) + group
+    return preamble(pieces(data)) + _META_LENGTH + struct.pack("<L", len(group)) + group
 
 
 def split_file(content: memoryview) -> tuple[Origin, memoryview]:
@@ -60,7 +56,7 @@ def split_file(content: memoryview) -> tuple[Origin, memoryview]:
     """
     end = _end_of_meta(content)
     data = content[end:]
-    if content[:_PREAMBLE_BYTES] != _preamble(pieces(data)):
+    if content[:PREAMBLE_BYTES] != preamble(pieces(data)):
         raise Flawed(Defect.CUT_SHORT, "its checksum is not that of its data set")
     return _origin(content[:end]), data
 
@@ -70,28 +66,15 @@ def read_back(path: Path) -> Origin:
     with from_disk(path) as file:
         head = file.read(_META_START)
         head += file.read(min(_end_of_meta(memoryview(head)) - len(head), _MOST_META_BYTES))
-        if head[:_PREAMBLE_BYTES] != _preamble(pieces_of(file)):
+        if head[:PREAMBLE_BYTES] != preamble(pieces_of(file)):
             raise Flawed(Defect.CUT_SHORT, "its checksum is not that of its data set")
     return _origin(memoryview(head))
-
-
-def from_disk(path: Path) -> FileIO:
-    """A file to be read from the disk itself: not from the system's memory of what was written."""
-    file = FileIO(path)
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return file
-
-
-def pieces_of(file: FileIO) -> Iterator[bytes]:
-    """What is left of a file, piece by piece."""
-    return iter(lambda: file.read(_READ_BYTES), b"")
 
 
 def _end_of_meta(content: memoryview) -> int:
     if len(content) < _META_START:
         raise Flawed(Defect.CUT_SHORT, "its file meta information is missing")
-    if content[_PREAMBLE_BYTES : _META_START - 4] != _META_LENGTH:
+    if content[PREAMBLE_BYTES : _META_START - 4] != _META_LENGTH:
         raise Flawed(Defect.CUT_SHORT, "its file meta information is damaged")
     return _META_START + int(struct.unpack_from("<L", content, _META_START - 4)[0])
 
@@ -102,14 +85,6 @@ def _origin(head: memoryview) -> Origin:
         return Origin(values[0x0002], values[0x0003], values[0x0010], values[0x0016])
     except (KeyError, struct.error):
         raise Flawed(Defect.CUT_SHORT, "its file meta information is damaged") from None
-
-
-def _preamble(data: Iterable[bytes | memoryview]) -> bytes:
-    checksum = length = 0
-    for piece in data:
-        checksum, length = zlib.crc32(piece, checksum), length + len(piece)
-    text = f"dicomnode {length} bytes, CRC-32 {checksum:08x}\n"
-    return text.encode().ljust(_PREAMBLE_BYTES, b"\0")
 
 
 def _meta_elements(group: memoryview) -> Iterator[tuple[int, str]]:

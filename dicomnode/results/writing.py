@@ -10,6 +10,7 @@ from pathlib import Path
 from pydicom import Dataset, dcmwrite
 from pydicom.uid import generate_uid
 
+from dicomnode.checksum import PREAMBLE_BYTES, from_disk, pieces_of, preamble
 from dicomnode.durable import sync_folder
 from dicomnode.privacy import opener
 
@@ -35,11 +36,32 @@ def uid_source(root: str, *identity: str) -> UidSource:
 
 
 def write_durably(result: Dataset, path: Path) -> None:
-    """After this returns, `path` holds the whole object even if the power fails; never half of it."""
+    """After this returns, `path` holds the whole object even if the power fails; never half of it.
+
+    Its preamble says of what follows how long it is, and its checksum.
+    """
     part = path.with_suffix(".part")
-    with open(part, "wb", opener=opener) as file:
+    with open(part, "w+b", opener=opener) as file:
         dcmwrite(file, result, enforce_file_format=True)
+        file.seek(PREAMBLE_BYTES)
+        said = preamble(pieces_of(file))
+        file.seek(0)
+        file.write(said)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
     sync_folder(path.parent)
+
+
+def damage(path: Path, size_bytes: int) -> str:
+    """What the disk has done to a result that was written with that size; empty when nothing.
+
+    Raises OSError where it cannot be read to its end, FileNotFoundError where it is gone.
+    """
+    with from_disk(path) as file:
+        said, found = file.read(PREAMBLE_BYTES), preamble(pieces_of(file))
+        read_bytes = file.tell()
+    if read_bytes != size_bytes:
+        return f"{read_bytes} bytes of {size_bytes}"
+    # Those of earlier versions say nothing.
+    return "its checksum is not that of its content" if said.strip(b"\0") and said != found else ""

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, RTDoseStorage
@@ -22,6 +23,7 @@ from dicomnode.ledger import Ledger
 from dicomnode.network.send import Outgoing
 from dicomnode.patience import backoff_s, spread
 from dicomnode.records import Case, Delivery
+from dicomnode.results.writing import write_durably
 from dicomnode.states import Event, State
 from tests.dicomnode.results_on_disk import (
     case_for,
@@ -682,3 +684,37 @@ def test_one_failed_call_spares_the_ledger_in_the_same_tick_too(
             counts.append(len(asked))
             assert sum(case.attempts == 2 for case in ledger.cases()) == len(counts)
     assert counts[0] == counts[1]
+
+
+# ── what the disk did to a result ────────────────────────────────────────────────────────────────
+
+
+def test_a_dose_that_the_disk_damaged_reaches_no_pacs(
+    ledger: Ledger, tmp_path: Path, both: tuple[StandinPacs, StandinPacs]
+) -> None:
+    pacs, other_pacs = both
+    case = case_for(ledger, tmp_path, pacs, other_pacs)
+    run = ledger.latest_run(case.id)
+    assert run is not None
+    dose = next(r.new for r in ledger.results(run.id) if r.new.kind == "RTDOSE")
+    file = tmp_path / dose.path
+    sound = file.read_bytes()
+    ds = pydicom.dcmread(file)
+    write_durably(ds, file)
+    assert file.stat().st_size == dose.size_bytes, "as the node writes them"
+    content = bytearray(file.read_bytes())
+    content[-1000] ^= 1
+    file.write_bytes(content)
+    stage = deliverer(config_for(tmp_path, pacs, other_pacs), ledger)
+    stage.tick(20.0)
+    assert dose.sop_instance_uid not in pacs.received + other_pacs.received
+    failed = ledger.case(case.id)
+    assert failed.state is State.FAILED
+    assert f"the file of RTDOSE {dose.sop_instance_uid} is damaged (its checksum" in failed.reason
+    assert "`dicomnode retry 1`" in failed.remedy
+    # Restored, it goes.
+    file.write_bytes(sound)
+    ledger.resend(case.id, 30.0, [pacs.ae_title])
+    stage.tick(40.0)
+    assert ledger.case(case.id).state is State.DONE
+    assert pacs.received.count(dose.sop_instance_uid) == 1

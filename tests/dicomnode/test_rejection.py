@@ -226,7 +226,8 @@ def replaced(ledger: Ledger, config: Config) -> Case:
 def written(config: Config, path: str, kind: str, sop_class: str) -> NewResult:
     file = write_object(config.node.data_dir / path, sop_class)
     syntax = str(ExplicitVRLittleEndian)
-    return NewResult(file.sop_instance_uid, sop_class, "1.2.3.9", syntax, kind, "", path, 1)
+    size_bytes = file.path.stat().st_size
+    return NewResult(file.sop_instance_uid, sop_class, "1.2.3.9", syntax, kind, "", path, size_bytes)
 
 
 def note_on(config: Config, path: str, on: Rejection) -> NewResult:
@@ -244,7 +245,8 @@ def note_on(config: Config, path: str, on: Rejection) -> NewResult:
     file.parent.mkdir(parents=True, exist_ok=True)
     write_durably(note, file)
     uids = identity.sop_instance_uid, note.SOPClassUID, identity.series_instance_uid
-    return NewResult(*uids, str(ExplicitVRLittleEndian), "KO", "", path, 1, only_for=on.peers)
+    syntax, size_bytes = str(ExplicitVRLittleEndian), file.stat().st_size
+    return NewResult(*uids, syntax, "KO", "", path, size_bytes, only_for=on.peers)
 
 
 def stage(config: Config, ledger: Ledger) -> Deliverer:
