@@ -324,10 +324,11 @@ class Computer:
         """Nothing could be computed: no attempt counts, and no other case is claimed in vain."""
         before = 0.0 if self._resting is None else self._resting.pause_s
         pause_s = min(max(RETRY_PAUSE_S, 2 * before), LONGEST_REST_S)
-        self._resting = _Rest(self._now(now) + pause_s, pause_s)
         self._ledger.end(
             attempt, Event.STUMBLE, now, outcome="postponed", reason=error.reason, remedy=error.remedy
         )
+        # After the ledger: a full disk is often its disk too, and its silence is no further failure.
+        self._resting = _Rest(self._now(now) + pause_s, pause_s)
         log.error("case %d waits: %s. Tried again in %.0f s", attempt.case_id, error, pause_s)
 
     def _register(self, attempt: Attempt, outcome: Outcome, now: float) -> None:

@@ -592,6 +592,30 @@ def test_where_nothing_can_be_computed_no_attempt_counts_and_the_pauses_grow(
     assert {a.outcome for a in ledger.attempts(first.id)} == {"postponed"}
 
 
+def test_pauses_do_not_grow_because_the_ledger_cannot_be_told(
+    config: Config, ledger: Ledger, bench: Bench, computer: Computer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is often the ledger's too: the node must go on a minute later, not ten."""
+    case = ready(ledger)
+    computer.tick(1.0)
+    bench.futures[0].set_exception(OSError(errno.ENOSPC, "No space left on device"))
+
+    def full(*_: object, **__: object) -> None:
+        raise LedgerUnavailable("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "end", full)
+        for now in (2.0, 3.0, 4.0, 5.0, 6.0):
+            with pytest.raises(LedgerUnavailable):
+                computer.tick(now)
+    computer.tick(7.0)
+    assert ledger.case(case.id).state is State.READY
+    computer.tick(66.0)
+    assert len(bench.jobs) == 1
+    computer.tick(68.0)
+    assert len(bench.jobs) == 2
+
+
 def test_a_job_that_no_worker_took_up_in_time_waits_and_costs_no_attempt(
     config: Config, ledger: Ledger, bench: Bench, computer: Computer
 ) -> None:
