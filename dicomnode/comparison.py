@@ -83,7 +83,10 @@ class Comparison:
     def _not_compared(self, case: Case, want: Want) -> str:
         """Why a case goes on whose counts nobody has confirmed."""
         answered = {e.peer: e for e in self._ledger.enquiries(case.id) if e.at >= want.opened_at}
-        said = [e.detail for e in answered.values() if e.outcome in ("refused", "unreachable")]
+        # A PACS that rests was asked about another case last.
+        elsewhere = {e.peer: e for e in self._ledger.newest_enquiries() if e.outcome == "unreachable"}
+        last = [answered.get(peer) or elsewhere.get(peer) for peer in self._settings.ask]
+        said = [e.detail for e in last if e is not None and e.outcome in ("refused", "unreachable")]
         return f"its counts were not compared: {'; '.join(said)}" if said else _NOBODY
 
     def is_asking(self, case: Case, now: float) -> bool:

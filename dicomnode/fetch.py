@@ -166,16 +166,20 @@ class Fetcher:
         """One round: peer after peer, until one has sent something."""
         clock = running(now, self._monotonic)
         answers: list[_Answer] = []
+        unheard = False
         for peer in self._peers:
             if self._resting.rests(peer.name, now) or self._stopping.is_set():
+                unheard = True
                 continue
             answer = self._ask_peer(peer, case, want, clock)
-            if answer is not None:
-                answers.append(answer)
-                if answer.came:
-                    break
+            if answer is None:
+                unheard = True
+                continue
+            answers.append(answer)
+            if answer.came:
+                break
         if answers or not any(self._resting.rests(peer.name, now) for peer in self._peers):
-            self._conclude(case, want, answers, clock())
+            self._conclude(case, want, answers, unheard, clock())
 
     def _ask_peer(self, peer: Peer, case: Case, want: Want, clock: Callable[[], float]) -> _Answer | None:
         """returns: None when the peer did not answer."""
@@ -273,9 +277,9 @@ class Fetcher:
         self._flush(now)
         return self._ledger.counted(number)
 
-    def _conclude(self, case: Case, want: Want, answers: list[_Answer], now: float) -> None:
-        """When to ask again, and whether at all."""
-        agree = bool(answers) and not any(a.missing or a.trouble for a in answers)
+    def _conclude(self, case: Case, want: Want, answers: list[_Answer], unheard: bool, now: float) -> None:
+        """When to ask again, and whether at all. unheard: a PACS did not answer, and may have more."""
+        agree = bool(answers) and not unheard and not any(a.missing or a.trouble for a in answers)
         enough = want.requests + bool(answers) >= self._settings.max_requests
         pause_s = backoff_s(want.requests + 1, self._settings, spread(case.id))
         settled = enough or (agree and not want.lacking)

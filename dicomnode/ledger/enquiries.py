@@ -167,6 +167,13 @@ class Enquiries(Database):
                 .values(settled=int(settled))
             )
 
+    def newest_enquiries(self) -> list[Enquiry]:
+        """The last enquiry of each PACS, whatever case it was about."""
+        newest = select(func.max(ENQUIRIES.c.id)).group_by(ENQUIRIES.c.peer)
+        query = select(ENQUIRIES).where(ENQUIRIES.c.id.in_(newest))
+        with self._read() as connection:
+            return [to_record(Enquiry, row) for row in connection.execute(query).all()]
+
     def enquiries(self, case_id: int) -> list[Enquiry]:
         """Every enquiry about a case, oldest first."""
         query = select(ENQUIRIES).where(ENQUIRIES.c.case_id == case_id).order_by(ENQUIRIES.c.id)

@@ -301,6 +301,35 @@ def test_a_case_says_that_pacs_does_not_know_us_where_its_counts_were_not_compar
     assert "rejected the association" in reason
 
 
+def test_that_one_pacs_agrees_says_nothing_of_one_that_does_not_let_us_in(site: Site, tmp_path: Path) -> None:
+    """It has the missing slices; the other has what we have."""
+    site.pacs.stop()
+    site.pacs.knows_us = False
+    site.pacs.start()
+    with ArchivePacs("NEW") as new:
+        here = {i.sop_instance_uid for i in site.missing}
+        new.kept = [one for one in site.pacs.kept if one.uid not in here]
+        site.config = config_for(tmp_path, site.pacs, new, timeout_s=600)
+        site.stage = assembler(site.ledger, site.files, site.config)
+        site.state(170.0)
+        assert site.ask(171.0).outcome == "agrees"
+        assert site.state(175.0) is State.COLLECTING
+        assert site.state(292.0) is State.READY
+    reason = site.ledger.case(site.case.id).reason
+    assert "its counts were not compared: PACS (PACS at " in reason
+    assert "rejected the association" in reason
+
+
+def test_why_a_pacs_rests_is_said_of_cases_that_it_was_not_asked_about(site: Site) -> None:
+    other = site.ledger.begin_enquiry(site.case.id, "PACS", "", 100.0)
+    site.ledger.end_enquiry(
+        other, "unreachable", came=0, detail="PACS rejected the association: for a reason"
+    )
+    assert site.state(292.0) is State.READY
+    reason = site.ledger.case(site.case.id).reason
+    assert reason.endswith("its counts were not compared: PACS rejected the association")
+
+
 # ── what cannot be pulled ────────────────────────────────────────────────────────────────────────
 
 
