@@ -27,6 +27,7 @@ from dicomnode.clock import Jumps, running
 from dicomnode.config import Config, Peer
 from dicomnode.errors import LedgerUnavailable, NodeError, Transient
 from dicomnode.ledger import Ledger
+from dicomnode.network.iocm import NO_SUCH_INSTANCE
 from dicomnode.network.send import Answer, Outgoing, Verdict, send
 from dicomnode.patience import Resting, backoff_s, lasts, spread
 from dicomnode.privacy import without_identity
@@ -79,7 +80,6 @@ class Deliverer:
         self._destinations = {peer.name: peer for peer in config.destinations()}
         self._our_ae_title = config.node.ae_title
         self._data_dir = config.node.data_dir
-        self._uid_root = config.encode.uid_root
         self._ledger = ledger
         self._monotonic = monotonic
         self._committing = config.committing()
@@ -207,10 +207,18 @@ class Deliverer:
     def _took_apart(self, case: Case, item: Item, answer: Answer, now: float) -> bool:
         """Have a note for each object go in the place of one of which the destination took nothing.
 
-        returns: False for a note of a single object: with that there is nothing to do there.
+        returns: False for a note of a single object: with that there is nothing to do there. Raises Transient
+        when they cannot be written.
         """
         new, delivery = item[0].new, item[1]
-        notes = taken_apart(new, self._data_dir, self._uid_root)
+        try:
+            notes = taken_apart(new, self._data_dir)
+        except (OSError, AttributeError, ValueError) as error:
+            what = f"{delivery.peer} took nothing of {new.kind} {new.sop_instance_uid}: {answer.text}"
+            raise Transient(
+                f"{what}; a note for each object cannot be written: {error}",
+                "Look at the disk of [node] data_dir (room, rights)",
+            ) from error
         if not notes:
             return False
         detail = f"{answer.text}; {len(notes)} notes of one object each in its place"
@@ -404,6 +412,9 @@ def _level(answer: Answer) -> int:
     if answer.verdict is Verdict.OUT_OF_RESOURCES:
         # The destination rests, and that is a line of its own, without one for each object.
         return logging.DEBUG
+    if answer.verdict is Verdict.NEEDLESS and answer.status == NO_SUCH_INSTANCE:
+        # Deleted there, or hidden from the note by a merge: only a person can tell.
+        return logging.ERROR
     return logging.WARNING if answer.text else logging.INFO
 
 

@@ -200,6 +200,8 @@ class Delivery:
     commit_failure: int | None = None
     """FailureReason of its last report (PS3.3 C.14), until the object is sent again."""
     commit_failures: int = 0
+    may_have: int = 0
+    """1: the destination took it, or may have without an answer."""
 
 
 @dataclass(frozen=True, slots=True)

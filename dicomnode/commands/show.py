@@ -224,6 +224,8 @@ def _delivered(delivery: Delivery) -> str:
     if not delivery.delivered_at:
         return f"not yet ({delivery.detail or '-'})"
     told = f" ({delivery.detail})" if delivery.detail else ""
+    if not delivery.may_have:
+        return f"nothing of it taken {_at(delivery.delivered_at)}{told}"
     committed = f", committed {_at(delivery.committed_at)}" if delivery.committed_at else ""
     return _at(delivery.delivered_at) + told + committed
 

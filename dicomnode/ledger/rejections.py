@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import groupby
 from typing import Any
 
 from pydicom.uid import KeyObjectSelectionDocumentStorage
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, func, select
 
 from dicomnode.ledger.database import Database
 from dicomnode.ledger.rows import to_record
@@ -42,11 +42,31 @@ def _named(connection: Connection, case_id: int, peer: str) -> tuple[NewResult, 
         rows = list(of_run)
         objects = [row for row in rows if row.sop_class_uid != NOTE and row.may_have]
         found = [*(to_record(NewResult, row) for row in objects), *found]
-        # One that was taken apart is settled when all its parts are.
-        notes = [row for row in rows if row.sop_class_uid == NOTE]
-        if notes and all(row.delivered_at is not None for row in notes):
+        if _is_settled(connection, [row for row in rows if row.sop_class_uid == NOTE]):
             break
     return tuple(found)
+
+
+def _series(row: Row[Any]) -> str:
+    return str(row.series_instance_uid)
+
+
+def _is_settled(connection: Connection, notes: Sequence[Row[Any]]) -> bool:
+    """Whether a peer's notes of a run have rejected all that they name.
+
+    One that the peer did not keep stands for its parts, which are of its series: all of them, those too of
+    which the peer was to get no more.
+    """
+    for series, of_series in groupby(sorted(notes, key=_series), key=_series):
+        rows = list(of_series)
+        done = [row for row in rows if row.delivered_at is not None]
+        whole = min(rows, key=lambda row: row.id)
+        if whole in done and whole.may_have:
+            continue
+        parts = select(func.count()).where(RESULTS.c.series_instance_uid == series)
+        if len(done) < connection.execute(parts).scalar_one():
+            return False
+    return bool(notes)
 
 
 def _results(connection: Connection, case_id: int, peer: str) -> list[Row[Any]]:

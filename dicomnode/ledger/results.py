@@ -174,6 +174,7 @@ class Results(Database):
                     status=status,
                     detail=detail,
                     tries=DELIVERIES.c.tries + 1,
+                    may_have=0,
                 )
             )
 

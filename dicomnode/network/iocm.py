@@ -25,7 +25,8 @@ _OF_OBJECTS = {
 }
 _OF_NOTES = {
     DUPLICATE_REJECTION_NOTE: "it has this rejection note already",
-    NO_SUCH_INSTANCE: "it lacks an object that the rejection note names",
+    NO_SUCH_INSTANCE: "it lacks an object that the rejection note names: where its study was moved or "
+    "merged, have the earlier result hidden there by hand",
     0xA773: "the rejection note names an object by another class",
     ALREADY_REJECTED: "an object that the rejection note names is rejected there already",
     0xA775: "rejection for an expired retention period is not allowed",

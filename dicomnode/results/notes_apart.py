@@ -17,23 +17,25 @@ from dicomnode.records import NewResult
 from dicomnode.results.writing import uid_source, write_durably
 
 
-def taken_apart(note: NewResult, data_dir: Path, uid_root: str) -> tuple[NewResult, ...]:
+def taken_apart(note: NewResult, data_dir: Path) -> tuple[NewResult, ...]:
     """Write a note beside `note` for each object that it names; empty when it names only one.
 
-    The same note gives the same notes, whenever it is taken apart.
-    note: with its path below `data_dir`. uid_root: as `uid_source`. Raises OSError when the disk fails.
+    The same note gives the same notes, whenever it is taken apart and whatever is configured then: their
+    UIDs are derived from its own, under 2.25. note: with its path below `data_dir`. Raises OSError when the
+    disk fails.
     """
     place = Path(note.path)
     whole = dcmread(data_dir / place)
     named = [item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in _references(whole)]
     if len(named) < 2:
         return ()
-    uids = uid_source(uid_root, note.sop_instance_uid)
+    uids = uid_source("", note.sop_instance_uid)
     notes = []
     for number, (uid, single) in enumerate(zip(named, _singles(whole, named), strict=True), start=1):
         single.SOPInstanceUID = single.file_meta.MediaStorageSOPInstanceUID = UID(uids(f"alone {uid}"))
         single.InstanceNumber = 1 + number  # the whole one is the first of the series
-        path = place.with_stem(f"{place.stem}-{number}")
+        # Not "KO-2": a run's second note has that name.
+        path = place.with_stem(f"{place.stem}-part-{number}")
         write_durably(single, data_dir / path)
         notes.append(
             NewResult(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +28,7 @@ from dicomnode.demo.standin_pacs import StandinPacs
 from dicomnode.errors import LedgerUnavailable
 from dicomnode.ledger import Ledger
 from dicomnode.records import Case, Delivery, Identity, NewResult, Rejection, Result
-from dicomnode.results import encode, rejection
+from dicomnode.results import encode, notes_apart, rejection
 from dicomnode.results.findings import Findings, InstanceReference, Predecessor, ResultKind
 from dicomnode.results.header import ResultIdentity
 from dicomnode.results.notes_apart import taken_apart
@@ -201,8 +202,9 @@ def new_run(ledger: Ledger, config: Config, now: float) -> tuple[Case, dict[tupl
     takers = config.rejection_note_takers()
     rejections = ledger.to_reject(case_id, takers)
     notes = [
-        note_on(config, f"results/{case_id}/{attempt.id}/KO{number}.dcm", rejection)
-        for number, rejection in enumerate(rejections)
+        # Named as `encode` does.
+        note_on(config, f"results/{case_id}/{attempt.id}/KO{f'-{n}' if n > 1 else ''}.dcm", rejection)
+        for n, rejection in enumerate(rejections, start=1)
     ]
     results = [
         *notes,
@@ -495,7 +497,10 @@ class Dcm4chee:
         self.data_dir = data_dir
         self.lost: set[str] = set()
         """What somebody has deleted there."""
+        self.hidden: set[str] = set()
+        """What was rejected there for a reason of its own, which no note of ours replaces."""
         self.rejected: set[str] = set()
+        """By our notes; the same reason again changes nothing."""
         self.answers: list[int] = []
         """To notes."""
 
@@ -503,7 +508,7 @@ class Dcm4chee:
         if sop_class != KeyObjectSelectionDocumentStorage:
             return 0x0000
         named = self.named(uid)
-        answer = 0xA772 if named & self.lost else 0xA774 if named & self.rejected else 0x0000
+        answer = 0xA772 if named & self.lost else 0xA774 if named & self.hidden else 0x0000
         if not answer:
             self.rejected |= named
         self.answers.append(answer)
@@ -531,10 +536,10 @@ def test_what_an_archive_has_is_rejected_beside_what_it_lacks_or_has_rejected(
     case = replaced(ledger, config)
     dose, report = archive.received
     archive.status = dcm4chee = Dcm4chee(tmp_path)
-    (dcm4chee.lost if status == 0xA772 else dcm4chee.rejected).add(dose)
+    (dcm4chee.lost if status == 0xA772 else dcm4chee.hidden).add(dose)
     stage(config, ledger).tick(40)
     assert dcm4chee.answers == [status, status, 0x0000]
-    assert dcm4chee.rejected - {dose} == {report}
+    assert dcm4chee.rejected == {report}
     assert ledger.case(case.id).state is State.DONE
     assert kinds(archive) == ["RTDOSE", "SR", "KO", "RTDOSE", "SR"], "in that order"
     (line,) = [r for r in caplog.records if "took nothing of KO" in r.getMessage()]
@@ -617,6 +622,73 @@ def test_of_two_archives_each_gets_the_parts_that_it_needs(
     assert kinds(archive) == kinds(second) == ["RTDOSE", "SR", "KO", "RTDOSE", "SR"]
 
 
+def test_archives_that_got_a_note_each_do_not_get_each_others_parts(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs, second: StandinPacs
+) -> None:
+    config = both_take_notes(tmp_path, archive, second)
+    second.status = refusing(RTDoseStorage)
+    case, _ = new_run(ledger, config, 10)
+    for now in (20, 30):
+        stage(config, ledger).tick(now)
+    dose, report = archive.received
+    assert second.received == [report]
+    _, rejected = new_run(ledger, config, 40)
+    assert rejected == {("ARCHIVE",): [dose, report], ("SECOND",): [report]}
+    archive.status, second.status = first, other = Dcm4chee(tmp_path), Dcm4chee(tmp_path)
+    first.lost = {dose}
+    stage(config, ledger).tick(50)
+    assert ledger.case(case.id).state is State.DONE
+    assert (first.rejected, other.rejected) == ({report}, {report})
+    assert other.answers == [0x0000]
+
+
+def test_a_part_that_a_person_gave_up_is_named_by_the_next_note(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs
+) -> None:
+    config = config_for(tmp_path, archive)
+    case = replaced(ledger, config)
+    dose, report = archive.received
+    answers = iter((0xA774, 0x0000, 0xA900, 0xA900))
+    archive.status = lambda asked, _uid: next(answers) if asked == KeyObjectSelectionDocumentStorage else 0
+    for now in (40, 50):
+        stage(config, ledger).tick(now)
+    assert ledger.case(case.id).state is State.FAILED
+    ledger.resend(case.id, 60, config.deliver.to, ())
+    stage(config, ledger).tick(70)
+    assert ledger.case(case.id).state is State.DONE
+    second = archive.received[-2:]
+    _, rejected = new_run(ledger, config, 80)
+    assert rejected == {("ARCHIVE",): [dose, report, *second]}
+
+
+def test_a_disk_without_room_for_the_parts_keeps_nothing_from_other_destinations(
+    ledger: Ledger,
+    tmp_path: Path,
+    archive: StandinPacs,
+    viewer: StandinPacs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = config_for(tmp_path, archive, viewer)
+    case = replaced(ledger, config)
+    archive.status = dcm4chee = Dcm4chee(tmp_path)
+    dcm4chee.lost = set(archive.received[:1])
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(notes_apart, "write_durably", full)
+        stage(config, ledger).tick(40)
+    waiting = ledger.case(case.id)
+    assert waiting.state is State.SENDING
+    assert "a note for each object cannot be written: [Errno 28] No space" in waiting.reason
+    assert kinds(viewer) == ["RTDOSE", "SR", "RTDOSE", "SR"]
+    assert kinds(archive) == ["RTDOSE", "SR"]
+    stage(config, ledger).tick(50)
+    assert ledger.case(case.id).state is State.DONE
+    assert kinds(archive) == ["RTDOSE", "SR", "KO", "RTDOSE", "SR"]
+
+
 @pytest.mark.peers
 def test_a_note_that_was_taken_apart_says_of_each_object_what_it_said_of_all(
     peer_program: Callable[[str], str], tmp_path: Path
@@ -627,7 +699,7 @@ def test_a_note_that_was_taken_apart_says_of_each_object_what_it_said_of_all(
     new = NewResult(
         whole.SOPInstanceUID, whole.SOPClassUID, whole.SeriesInstanceUID, syntax, "KO", "", str(place), 1
     )
-    parts = taken_apart(new, tmp_path, "")
+    parts = taken_apart(new, tmp_path)
     read = [pydicom.dcmread(tmp_path / part.path) for part in parts]
     assert [[ref.ReferencedSOPInstanceUID for ref in sops(note)] for note in read] == [
         [one.instance.sop_instance_uid] for one in REJECTED
@@ -647,7 +719,7 @@ def test_a_note_that_was_taken_apart_says_of_each_object_what_it_said_of_all(
         assert "Error" not in verified.stdout + verified.stderr
     assert len({(n.SOPInstanceUID, n.InstanceNumber) for n in (whole, *read)}) == 1 + len(REJECTED)
     assert {n.SeriesInstanceUID for n in read} == {whole.SeriesInstanceUID}
-    assert taken_apart(parts[0], tmp_path, "") == (), "it names one object"
+    assert taken_apart(parts[0], tmp_path) == (), "it names one object"
 
 
 def test_an_archive_out_of_resources_gets_note_and_results_when_it_has_room(
