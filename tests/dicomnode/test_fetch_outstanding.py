@@ -322,9 +322,7 @@ def test_that_one_pacs_agrees_says_nothing_of_one_that_does_not_let_us_in(site: 
 
 def test_why_a_pacs_rests_is_said_of_cases_that_it_was_not_asked_about(site: Site) -> None:
     other = site.ledger.begin_enquiry(site.case.id, "PACS", "", 100.0)
-    site.ledger.end_enquiry(
-        other, "unreachable", came=0, detail="PACS rejected the association: for a reason"
-    )
+    site.ledger.end_enquiry(other, "unreachable", came=0, detail="PACS rejected the association")
     assert site.state(292.0) is State.READY
     reason = site.ledger.case(site.case.id).reason
     assert reason.endswith("its counts were not compared: PACS rejected the association")
