@@ -20,6 +20,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from dicomnode.commands.show import _delivered
 from dicomnode.computing import case_job
 from dicomnode.computing.job import Job
 from dicomnode.config import Config, parse
@@ -553,6 +554,9 @@ def test_what_an_archive_has_is_rejected_beside_what_it_lacks_or_has_rejected(
         (status, 40, 40),
         (0x0000, 40, None),
     ]
+    shown = [_delivered(d) for d in notes]
+    assert [text.startswith("nothing of it taken 19") for text in shown] == [True, True, False]
+    assert words in shown[0]
     # Sent again, it comes to the same; and the next run's note names the second results alone.
     ledger.resend(case.id, 50, config.deliver.to, config.rejection_note_takers())
     stage(config, ledger).tick(60)
