@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 from pydicom import Dataset, dcmwrite
@@ -40,13 +41,13 @@ def write_durably(result: Dataset, path: Path) -> None:
 
     Its preamble says of what follows how long it is, and its checksum.
     """
+    encoded = BytesIO()
+    dcmwrite(encoded, result, enforce_file_format=True)
+    content = encoded.getbuffer()[PREAMBLE_BYTES:]
     part = path.with_suffix(".part")
-    with open(part, "w+b", opener=opener) as file:
-        dcmwrite(file, result, enforce_file_format=True)
-        file.seek(PREAMBLE_BYTES)
-        said = preamble(pieces_of(file))
-        file.seek(0)
-        file.write(said)
+    with open(part, "wb", opener=opener) as file:
+        file.write(preamble([content]))
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
