@@ -160,23 +160,17 @@ class Deliverer:
         """A rejection note comes first, and without it nothing else goes to a destination: it would hold two
         contradictory doses unmarked. The other way round it holds none that is valid, for a moment.
         """
-        notes = [item for item in items if _is_note(item)]
-        if notes:
+        left = [item for item in items if _is_note(item)]
+        sent: set[int] = set()
+        while notes := [item for item in left if item[0].id not in sent]:
             self._send_items(case, peer, notes, clock)
-            left = self._notes_left(notes[0][0].run_id, peer)
-            sent = {result.id for result, _ in notes}
-            if parts := [item for item in left if item[0].id not in sent]:
-                self._send_items(case, peer, parts, clock)
-                left = self._notes_left(notes[0][0].run_id, peer)
-            if left:
-                return
-        if rest := [item for item in items if item not in notes]:
+            sent |= {result.id for result, _ in notes}
+            # Taking one apart brought more.
+            now_open = _by_peer(_open(self._ledger.deliveries(notes[0][0].run_id)))
+            left = [item for item in now_open.get(peer.name, []) if _is_note(item)]
+        rest = [item for item in items if not _is_note(item)]
+        if rest and not left:
             self._send_items(case, peer, rest, clock)
-
-    def _notes_left(self, run_id: int, peer: Peer) -> list[Item]:
-        """The rejection notes of a run that a destination still needs; taking one apart brought more."""
-        left = _open(self._ledger.deliveries(run_id))
-        return [item for item in left if item[1].peer == peer.name and _is_note(item)]
 
     def _send_items(self, case: Case, peer: Peer, items: list[Item], clock: Callable[[], float]) -> None:
         """Send what is still on disk, as it was written. Raises Transient."""

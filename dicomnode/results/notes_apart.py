@@ -26,7 +26,7 @@ def taken_apart(note: NewResult, data_dir: Path) -> tuple[NewResult, ...]:
     """
     place = Path(note.path)
     whole = dcmread(data_dir / place)
-    named = [item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for item in _references(whole)]
+    named = [uid for item in whole.ContentSequence if (uid := _named(item))]
     if len(named) < 2:
         return ()
     uids = uid_source("", note.sop_instance_uid)
@@ -52,20 +52,18 @@ def taken_apart(note: NewResult, data_dir: Path) -> tuple[NewResult, ...]:
     return tuple(notes)
 
 
-def _references(note: Dataset) -> list[Dataset]:
-    return [item for item in note.ContentSequence if "ReferencedSOPSequence" in item]
+def _named(item: Dataset) -> str:
+    """The object that a content item refers to; empty where it is of another kind."""
+    if "ReferencedSOPSequence" not in item:
+        return ""
+    return str(item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
 
 
 def _singles(whole: Dataset, named: list[str]) -> Iterator[Dataset]:
     """The note with one of its references each, in its tree and in its evidence."""
     for uid in named:
         single = deepcopy(whole)
-        single.ContentSequence = [
-            item
-            for item in single.ContentSequence
-            if "ReferencedSOPSequence" not in item
-            or item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == uid
-        ]
+        single.ContentSequence = [item for item in single.ContentSequence if _named(item) in ("", uid)]
         studies = single.CurrentRequestedProcedureEvidenceSequence
         for study in studies:
             for series in study.ReferencedSeriesSequence:

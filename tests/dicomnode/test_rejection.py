@@ -572,22 +572,28 @@ def deliveries(ledger: Ledger, case: Case) -> list[tuple[Result, Delivery]]:
     return ledger.deliveries(run.id)
 
 
-def test_a_note_that_was_taken_apart_is_settled_when_all_its_parts_are(
-    ledger: Ledger, tmp_path: Path, archive: StandinPacs
-) -> None:
-    config = config_for(tmp_path, archive)
+def with_a_part_refused(ledger: Ledger, config: Config, archive: StandinPacs) -> Case:
+    """A case that FAILED: of its note, which was taken apart, the archive took one part of two."""
     case = replaced(ledger, config)
-    dose, report = archive.received
     answers = iter((0xA774, 0x0000, 0xA900, 0xA900))
     archive.status = lambda asked, _uid: next(answers) if asked == KeyObjectSelectionDocumentStorage else 0
     for now in (40, 50):
         stage(config, ledger).tick(now)
+    return case
+
+
+def test_a_note_that_was_taken_apart_is_settled_when_all_its_parts_are(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs
+) -> None:
+    config = config_for(tmp_path, archive)
+    case = with_a_part_refused(ledger, config, archive)
+    first = archive.received[:2]
     assert kinds(archive) == ["RTDOSE", "SR", "KO"], "no second dose"
     failed = ledger.case(case.id)
     assert failed.state is State.FAILED
     assert "ARCHIVE refused KO" in failed.reason
     _, rejected = new_run(ledger, config, 60)
-    assert rejected == {("ARCHIVE",): [dose, report]}
+    assert rejected == {("ARCHIVE",): first}
 
 
 def test_taking_a_note_apart_is_repeated_where_the_ledger_could_not_be_told(
@@ -650,19 +656,15 @@ def test_a_part_that_a_person_gave_up_is_named_by_the_next_note(
     ledger: Ledger, tmp_path: Path, archive: StandinPacs
 ) -> None:
     config = config_for(tmp_path, archive)
-    case = replaced(ledger, config)
-    dose, report = archive.received
-    answers = iter((0xA774, 0x0000, 0xA900, 0xA900))
-    archive.status = lambda asked, _uid: next(answers) if asked == KeyObjectSelectionDocumentStorage else 0
-    for now in (40, 50):
-        stage(config, ledger).tick(now)
+    case = with_a_part_refused(ledger, config, archive)
+    first = archive.received[:2]
     assert ledger.case(case.id).state is State.FAILED
     ledger.resend(case.id, 60, config.deliver.to, ())
     stage(config, ledger).tick(70)
     assert ledger.case(case.id).state is State.DONE
     second = archive.received[-2:]
     _, rejected = new_run(ledger, config, 80)
-    assert rejected == {("ARCHIVE",): [dose, report, *second]}
+    assert rejected == {("ARCHIVE",): [*first, *second]}
 
 
 def test_a_disk_without_room_for_the_parts_keeps_nothing_from_other_destinations(
