@@ -6,6 +6,8 @@ RUN := $(VENV)/bin
 # of them, since its tests may share a node and a PACS; tests/conftest.py puts the longest first.
 WORKERS ?= 3
 STAMP := $(VENV)/.installed
+# Tests start hundreds of processes: without its bytecode each would compile the software anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test lint types check bench physics spect chaos fuzz load clean
 

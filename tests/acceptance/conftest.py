@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.acceptance.harness import Node, Orthanc
+from tests.acceptance.harness import SHARED_KERNELS, Node, Orthanc
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_code(request: pytest.FixtureRequest) -> Iterator[None]:
-    """It outlives nodes and test runs: each node has a data folder of its own, and would compile anew."""
+def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What each node would make anew in its own data folder: compiled code, which outlives test runs, and
+    kernels, which a change of the code must not."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("NUMBA_CACHE_DIR", str(request.config.cache.mkdir("numba")))
+        environment.setenv(SHARED_KERNELS, str(tmp_path_factory.mktemp("kernels")))
         yield
 
 

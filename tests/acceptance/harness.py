@@ -30,6 +30,8 @@ from tests.ports import free_port
 
 NODE_AE, PACS_AE, MODALITY_AE, READER_AE = "DICOMNODE", "ORTHANC", "MODALITY", "READER"
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+SHARED_KERNELS = "SHARED_KERNELS"
+"""The environment's variable for a folder of kernels: each node would integrate its own. Unset: each does."""
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = 240.0, pause_s: float = 0.02) -> Any:
@@ -287,6 +289,12 @@ device = "cpu"
     def launch(self) -> None:
         """Begin to start."""
         self.write_config()
+        shared = os.environ.get(SHARED_KERNELS)
+        if shared and not self.data_dir.exists():
+            cache = self.data_dir / "cache"
+            for folder in (self.data_dir, cache):
+                folder.mkdir(mode=0o700)
+            (cache / "kernels").symlink_to(shared)
         with (self.folder / "node.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "dicomnode", "serve", "--config", str(self.config)],
