@@ -377,12 +377,20 @@ class Unread:
 
 @dataclass(frozen=True, slots=True)
 class HeldObject:
-    """An object that can be sent. path: relative to data_dir."""
+    """An object that the node holds, as the ledger knows its file. path: relative to data_dir."""
 
     sop_instance_uid: str
     sop_class_uid: str
     transfer_syntax_uid: str
     path: str
+    size_bytes: int
+    study_instance_uid: str
+    """Of a received object; empty of one of our own results."""
+
+    @property
+    def is_result(self) -> bool:
+        """It is one of our own results."""
+        return not self.study_instance_uid
 
 
 @dataclass(frozen=True, slots=True)

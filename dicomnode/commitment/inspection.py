@@ -7,11 +7,9 @@ from pathlib import Path
 
 from dicomnode.commitment.message import FailureReason
 from dicomnode.errors import Transient
-from dicomnode.ledger.promises import OnDisk
-from dicomnode.reception.defects import Defect, Flawed
-from dicomnode.reception.header import describe_file
-from dicomnode.reception.spool_file import read_back
-from dicomnode.results.writing import damage
+from dicomnode.held_files import how_to_have_anew, require_whole
+from dicomnode.reception.defects import Flawed
+from dicomnode.records import HeldObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +19,11 @@ class Finding:
     reason: FailureReason
     words: str = ""
     """What is wrong with its file, and what to do; empty where nothing is."""
-    damaged: OnDisk | None = None
+    damaged: HeldObject | None = None
     """A received object whose file is not what came."""
 
 
-def inspect_object(data_dir: Path, held: OnDisk | None, sop_class_uid: str) -> Finding | None:
+def inspect_object(data_dir: Path, held: HeldObject | None, sop_class_uid: str) -> Finding | None:
     """Read an object's file from end to end. held: what the ledger knows of it.
 
     returns: None when it may be committed to. Raises Transient when nothing can be told: its folder is away.
@@ -34,11 +32,10 @@ def inspect_object(data_dir: Path, held: OnDisk | None, sop_class_uid: str) -> F
         return Finding(FailureReason.NO_SUCH_OBJECT_INSTANCE)
     if held.sop_class_uid != sop_class_uid:
         return Finding(FailureReason.CLASS_INSTANCE_CONFLICT)
-    path, is_result = data_dir / held.path, not held.study_instance_uid
-    anew = "`dicomnode retry` its case to have it computed again" if is_result else "have it sent again"
-    aside = "" if is_result else "; it goes to quarantine/ and its case is held"
+    anew = how_to_have_anew(held)
+    aside = "" if held.is_result else "; it goes to quarantine/ and its case is held"
     try:
-        _require_result(path, held) if is_result else _require_received(path, held)
+        require_whole(data_dir / held.path, held)
     except FileNotFoundError:
         folder = data_dir / Path(held.path).parts[0]
         if not folder.is_dir():
@@ -51,28 +48,5 @@ def inspect_object(data_dir: Path, held: OnDisk | None, sop_class_uid: str) -> F
     except Flawed as flaw:
         damaged = f"its file {held.path} is damaged ({flaw.detail or flaw.reason}){aside}"
         words = f"{damaged}: check the disk, and {anew}"
-        return Finding(FailureReason.PROCESSING_FAILURE, words, None if is_result else held)
+        return Finding(FailureReason.PROCESSING_FAILURE, words, None if held.is_result else held)
     return None
-
-
-def _require_received(path: Path, held: OnDisk) -> None:
-    """Raises Flawed, OSError."""
-    origin = read_back(path)
-    found = origin.sop_class_uid, origin.sop_instance_uid, origin.transfer_syntax_uid
-    if found != (held.sop_class_uid, held.sop_instance_uid, held.transfer_syntax_uid):
-        raise Flawed(Defect.CUT_SHORT, "its file meta information is of another object")
-
-
-def _require_result(path: Path, held: OnDisk) -> None:
-    """Whole, and the object that it should be. Raises Flawed, OSError."""
-    if flaw := damage(path, held.size_bytes):
-        raise Flawed(Defect.CUT_SHORT, flaw)
-    try:
-        header = describe_file(path, held.transfer_syntax_uid)
-    except ValueError as error:
-        raise Flawed(Defect.UNREADABLE, str(error)[:200]) from error
-    if (header.get("SOPClassUID"), header.get("SOPInstanceUID")) != (
-        held.sop_class_uid,
-        held.sop_instance_uid,
-    ):
-        raise Flawed(Defect.SOP_INSTANCE_MISMATCH, "its header is of another object")

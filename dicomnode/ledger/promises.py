@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Select, Table, func, literal, select, update
+from sqlalchemy import func, select, update
 
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import in_chunks, to_record
+from dicomnode.ledger.rows import held_objects, to_record
 from dicomnode.ledger.schema import INSTANCES, PROMISES, RESULTS
 from dicomnode.ledger.steps import insert_row
-from dicomnode.records import Promise
+from dicomnode.records import HeldObject, Promise
 
 _COLUMNS = [column for column in PROMISES.c if column is not PROMISES.c.objects_json]
-
-
-@dataclass(frozen=True, slots=True)
-class OnDisk:
-    """An object that the node holds, as the ledger knows it."""
-
-    sop_instance_uid: str
-    sop_class_uid: str
-    transfer_syntax_uid: str
-    path: str
-    """Relative to data_dir."""
-    size_bytes: int
-    study_instance_uid: str
-    """Of a received object; empty of one of our own results."""
 
 
 class Promises(Database):
@@ -97,29 +82,16 @@ class Promises(Database):
         """The peer is told no more."""
         self._end(promise_id, outcome="given up", ended_at=now, detail=reason)
 
-    def kept(self, sop_instance_uids: Sequence[str]) -> dict[str, OnDisk]:
+    def kept(self, sop_instance_uids: Sequence[str]) -> dict[str, HeldObject]:
         """What the node holds, by SOP Instance UID.
 
         Received objects, also those that a person discarded, and our own results.
         """
-        found: dict[str, OnDisk] = {}
-        results: Select[Any] = select(*_columns_of(RESULTS), literal("").label("study_instance_uid"))
-        received: Select[Any] = select(*_columns_of(INSTANCES), INSTANCES.c.study_instance_uid)
         with self._read() as connection:
-            for chunk in in_chunks(sop_instance_uids):
-                for query, uid in (
-                    (results, RESULTS.c.sop_instance_uid),
-                    (received, INSTANCES.c.sop_instance_uid),
-                ):
-                    rows = connection.execute(query.where(uid.in_(chunk))).all()
-                    found |= {row.sop_instance_uid: to_record(OnDisk, row) for row in rows}
-        return found
+            return held_objects(connection, RESULTS, sop_instance_uids) | held_objects(
+                connection, INSTANCES, sop_instance_uids
+            )
 
     def _end(self, promise_id: int, **values: Any) -> None:
         with self._decide() as connection:
             connection.execute(update(PROMISES).where(PROMISES.c.id == promise_id).values(**values))
-
-
-def _columns_of(table: Table) -> list[Column[Any]]:
-    names = "sop_instance_uid", "sop_class_uid", "transfer_syntax_uid", "path", "size_bytes"
-    return [table.c[name] for name in names]

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, func, literal, or_, select
 
 from dicomnode.errors import ConfigurationError
 from dicomnode.ledger.schema import CASES, DELIVERIES, INSTANCES, RESULTS, RUNS
-from dicomnode.records import Case, Identity, NewRun, Run
+from dicomnode.records import Case, HeldObject, Identity, NewRun, Run
 from dicomnode.states import State
 
 # A batch of parameters that every SQLite build accepts in one IN (...).
@@ -94,6 +94,17 @@ def _the_case(connection: Connection, case_id: int, query: Select[Any]) -> Case:
 def known(connection: Connection, uids: Sequence[str]) -> set[str]:
     """Those of the SOP Instance UIDs that are received objects."""
     return held_by(connection, INSTANCES.c.sop_instance_uid, uids)
+
+
+def held_objects(connection: Connection, table: Table, uids: Sequence[str]) -> dict[str, HeldObject]:
+    """What INSTANCES or RESULTS say of the files of objects, by SOP Instance UID."""
+    names = [field.name for field in fields(HeldObject)]
+    columns = [table.c[name] if name in table.c else literal("").label(name) for name in names]
+    found: dict[str, HeldObject] = {}
+    for chunk in in_chunks(uids):
+        query = select(*columns).where(table.c.sop_instance_uid.in_(chunk))
+        found |= {row.sop_instance_uid: to_record(HeldObject, row) for row in connection.execute(query)}
+    return found
 
 
 def held_by(

@@ -41,7 +41,7 @@ from dicomnode.attributes import (
     Test,
 )
 from dicomnode.ledger.database import Database
-from dicomnode.ledger.rows import in_chunks
+from dicomnode.ledger.rows import held_objects
 from dicomnode.ledger.schema import (
     HELD_CLASSES,
     HELD_INSTANCES,
@@ -139,9 +139,7 @@ class Search(Database):
             files: dict[str, HeldObject] = {}
             for table, is_result in ((RESULTS, 1), (INSTANCES, 0)):
                 uids = [row[0] for row in rows if row[1] == is_result]
-                for chunk in in_chunks(uids):
-                    some = _files(table, chunk)
-                    files |= {row[0]: HeldObject(*row) for row in connection.execute(some)}
+                files |= held_objects(connection, table, uids)
         return [files[row[0]] for row in rows if row[0] in files]
 
 
@@ -277,8 +275,3 @@ def _contents(level: Level, numbers: Sequence[int]) -> Select[Any]:
         inside, key = HELD_STUDIES.join(inside, same), HELD_STUDIES.c.id
     what = study.c.id, series.c.id, series.c.modality, classes.c.sop_class_uid, classes.c.instances
     return select(key, *what).select_from(inside).where(key.in_(numbers))
-
-
-def _files(table: Table, uids: Sequence[str]) -> Select[Any]:
-    columns = table.c.sop_instance_uid, table.c.sop_class_uid, table.c.transfer_syntax_uid, table.c.path
-    return select(*columns).where(table.c.sop_instance_uid.in_(uids))

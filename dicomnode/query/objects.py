@@ -1,7 +1,8 @@
 """Objects on disk, for a receiver that takes other transfer syntaxes than theirs.
 
-What can be sent as it lies is never opened. Otherwise it is decompressed or written in another uncompressed
-syntax, without loss and under its own UID, into a file that lives as long as it is sent.
+What can be sent goes as it lies, once the disk has shown that it is what was written. Otherwise it is
+decompressed or written in another uncompressed syntax, without loss and under its own UID, into a file that
+lives as long as it is sent.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from dicomnode.held_files import how_to_have_anew, require_whole
+from dicomnode.reception.defects import Flawed
 from dicomnode.reception.header import inflated_bytes
 from dicomnode.records import HeldObject
 
@@ -54,8 +57,7 @@ class Files:
     def fitting(self, held: HeldObject, accepted: Collection[str]) -> Iterator[Path]:
         """The object's file, in one of the accepted transfer syntaxes. Raises Unsendable."""
         path = self._data_dir / held.path
-        if not path.is_file():
-            raise Unsendable("its file is gone")
+        _require_sound(path, held)
         if held.transfer_syntax_uid in accepted:
             yield path
             return
@@ -83,6 +85,20 @@ class Files:
                 # Decoders raise whatever they like.
                 raise Unsendable(f"it cannot be converted: {type(error).__name__}: {error}") from error
             yield converted
+
+
+def _require_sound(path: Path, held: HeldObject) -> None:
+    try:
+        require_whole(path, held)
+    except FileNotFoundError:
+        raise Unsendable("its file is gone") from None
+    except OSError as error:
+        raise Unsendable(f"its file {held.path} cannot be read: {error.strerror or error}") from None
+    except Flawed as flaw:
+        raise Unsendable(
+            f"its file {held.path} is damaged ({flaw.detail or flaw.reason}): check the disk, and "
+            f"{how_to_have_anew(held)}"
+        ) from None
 
 
 def _convert(path: Path, target: UID, into: Path) -> None:

@@ -523,7 +523,7 @@ def test_a_node_that_stops_while_it_looks_answers_after_its_next_start(
 
     assert ask(node, request(asked.objects)) == 0x0000
     with monkeypatch.context() as patched:
-        patched.setattr("dicomnode.commitment.inspection.read_back", look)
+        patched.setattr("dicomnode.held_files.read_back", look)
         node.tick(1002.0)
     assert (len(looked), modality.told, len(node.promises())) == (1, [], 1)
     node.answerer = Answerer(node.config, node.ledger, OpenAssociations(), node.intake.damaged)

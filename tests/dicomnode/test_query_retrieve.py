@@ -6,13 +6,14 @@ import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydicom import dcmread
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -38,6 +39,7 @@ from dicomnode.reception.intake import instance_of
 from dicomnode.reception.spool import Spool
 from dicomnode.reception.spool_file import Origin
 from dicomnode.records import HeldObject, Instance
+from dicomnode.results.writing import write_durably
 from tests.dicomnode.modality import NOW, compressed, ct_slice, encoded
 from tests.dicomnode.querier import NODE_AE, QUERIER_AE, Running, answering_node, associated, keys
 
@@ -142,8 +144,13 @@ def test_some_failures_and_warnings_make_a_warning_with_a_list(node: Running, pa
     assert identifier.FailedSOPInstanceUIDList == UIDS[0]
 
 
-def test_a_file_that_is_gone_fails_alone(node: Running, pacs: StandinPacs) -> None:
-    (node.data_dir / "spool" / STUDY / f"{UIDS[1]}.dcm").unlink()
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_a_file_that_is_gone_or_damaged_fails_alone(node: Running, pacs: StandinPacs, is_gone: bool) -> None:
+    path = node.data_dir / "spool" / STUDY / f"{UIDS[1]}.dcm"
+    content = path.read_bytes()
+    path.unlink()
+    if not is_gone:
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     status, identifier = moved(node)[-1]
     assert (status.Status, counts(status)) == (0xB000, (2, 1, 0))
     assert identifier.FailedSOPInstanceUIDList == UIDS[1]
@@ -354,9 +361,7 @@ def test_after_a_get_the_association_serves_the_next_request(node: Running) -> N
 
 
 def held(instance: Instance) -> HeldObject:
-    return HeldObject(
-        instance.sop_instance_uid, instance.sop_class_uid, instance.transfer_syntax_uid, instance.path
-    )
+    return HeldObject(**{field.name: getattr(instance, field.name) for field in fields(HeldObject)})
 
 
 def test_a_file_in_an_accepted_syntax_is_not_touched(tmp_path: Path) -> None:
@@ -372,13 +377,53 @@ def test_what_cannot_be_converted_says_why(tmp_path: Path) -> None:
     for accepted, word in (([], "no presentation context"), (explicit, "Big Endian")):
         with pytest.raises(Unsendable, match=word), files.fitting(big, accepted):
             pass
-    (tmp_path / big.path).write_bytes(b"broken")
-    broken = replace(big, transfer_syntax_uid=str(JPEGLSLossless))
+    broken_off = compressed(dataset, JPEGLSLossless)
+    broken_off.PixelData = encapsulate([b"no image"])
+    broken = held(spooled(tmp_path, broken_off, JPEGLSLossless))
     with (
         pytest.raises(Unsendable, match="cannot be converted"),
         files.fitting(broken, [ExplicitVRLittleEndian]),
     ):
         pass
+
+
+def a_result(data_dir: Path) -> HeldObject:
+    dose = ct_slice(StudyInstanceUID=STUDY, SOPClassUID=RTDoseStorage, SOPInstanceUID=UIDS[0])
+    dose.file_meta = FileMetaDataset()
+    dose.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    path = data_dir / "results" / "RTDOSE.dcm"
+    path.parent.mkdir(parents=True)
+    write_durably(dose, path)
+    size_bytes = path.stat().st_size
+    where = str(path.relative_to(data_dir))
+    return HeldObject(UIDS[0], RTDoseStorage, ExplicitVRLittleEndian, where, size_bytes, "")
+
+
+@pytest.mark.parametrize(
+    ("what", "remedy"), [("input", "have it sent again"), ("result", "`dicomnode retry` its case")]
+)
+def test_what_the_disk_damaged_is_given_to_nobody(tmp_path: Path, what: str, remedy: str) -> None:
+    one = held(slices(tmp_path)[0]) if what == "input" else a_result(tmp_path)
+    files, path = Files(tmp_path, NOW), tmp_path / one.path
+    for accepted in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        with files.fitting(one, [accepted]) as sound:
+            assert dcmread(sound).SOPInstanceUID == one.sop_instance_uid
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    for accepted in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
+        with pytest.raises(Unsendable) as refused, files.fitting(one, [accepted]):
+            pass
+        assert f"its file {one.path} is damaged (its checksum is not that of" in str(refused.value)
+        assert str(refused.value).count(remedy) == 1
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    one = held(slices(tmp_path)[0])
+    (tmp_path / one.path).unlink()
+    (tmp_path / one.path).mkdir()
+    with pytest.raises(Unsendable, match="cannot be read: Is a directory"):
+        Files(tmp_path, NOW).fitting(one, FALLBACKS).__enter__()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""Files of the objects that the node holds, read from the disk before anybody relies on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dicomnode.reception.defects import Defect, Flawed
+from dicomnode.reception.header import describe_file
+from dicomnode.reception.spool_file import read_back
+from dicomnode.records import HeldObject
+from dicomnode.results.writing import damage
+
+
+def require_whole(path: Path, held: HeldObject) -> None:
+    """The disk gives back all that was written, and it is that object.
+
+    Raises Flawed; OSError where the file cannot be read, FileNotFoundError where it is gone.
+    """
+    if held.is_result:
+        _require_result(path, held)
+    else:
+        _require_received(path, held)
+
+
+def how_to_have_anew(held: HeldObject) -> str:
+    """What a person does about a file that is lost, as the end of a sentence."""
+    return "`dicomnode retry` its case to have it computed again" if held.is_result else "have it sent again"
+
+
+def _require_received(path: Path, held: HeldObject) -> None:
+    origin = read_back(path)
+    found = origin.sop_class_uid, origin.sop_instance_uid, origin.transfer_syntax_uid
+    if found != (held.sop_class_uid, held.sop_instance_uid, held.transfer_syntax_uid):
+        raise Flawed(Defect.CUT_SHORT, "its file meta information is of another object")
+
+
+def _require_result(path: Path, held: HeldObject) -> None:
+    if flaw := damage(path, held.size_bytes):
+        raise Flawed(Defect.CUT_SHORT, flaw)
+    try:
+        header = describe_file(path, held.transfer_syntax_uid)
+    except ValueError as error:
+        raise Flawed(Defect.UNREADABLE, str(error)[:200]) from error
+    if (header.get("SOPClassUID"), header.get("SOPInstanceUID")) != (
+        held.sop_class_uid,
+        held.sop_instance_uid,
+    ):
+        raise Flawed(Defect.SOP_INSTANCE_MISMATCH, "its header is of another object")
