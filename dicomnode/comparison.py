@@ -56,8 +56,11 @@ class Comparison:
         asked = self._ledger.asking(case.id)
         self._check_outstanding(case)
         if want.settled:
-            often = want.requests >= self._settings.max_requests
-            return f"PACS were asked about it {want.requests} times and are asked no more" if often else ""
+            if want.requests < self._settings.max_requests:
+                return ""
+            often = f"PACS were asked about it {want.requests} times and are asked no more"
+            unheard = self._unheard(case, want)
+            return f"{often}: {unheard}" if unheard else often
         within_s = self._settings.check_within_s
         if lasts(want.opened_at + within_s, now, within_s):
             return None
@@ -82,12 +85,17 @@ class Comparison:
 
     def _not_compared(self, case: Case, want: Want) -> str:
         """Why a case goes on whose counts nobody has confirmed."""
+        unheard = self._unheard(case, want)
+        return f"its counts were not compared: {unheard}" if unheard else _NOBODY
+
+    def _unheard(self, case: Case, want: Want) -> str:
+        """The PACS that did not say what they have, and why."""
         answered = {e.peer: e for e in self._ledger.enquiries(case.id) if e.at >= want.opened_at}
         # A PACS that rests was asked about another case last.
         elsewhere = {e.peer: e for e in self._ledger.newest_enquiries() if e.outcome == "unreachable"}
         last = [answered.get(peer) or elsewhere.get(peer) for peer in self._settings.ask]
         said = [e.detail for e in last if e is not None and e.outcome in ("refused", "unreachable")]
-        return f"its counts were not compared: {'; '.join(said)}" if said else _NOBODY
+        return "; ".join(said)
 
     def is_asking(self, case: Case, now: float) -> bool:
         """Whether PACS are being asked for what a case lacks, or are about to: a person may just have said

@@ -212,7 +212,8 @@ class Daemon:
 
     def _services(self) -> tuple[Service, ...]:
         """What peers may ask for, beside C-ECHO."""
-        flush, peers, node = self.intake.flush, self.config.peers, self.config.node
+        flush, damaged = self.intake.flush, self.intake.damaged
+        peers, node = self.config.peers, self.config.node
         # C-GET of our own brings objects to it too.
         self._storing = StoreService(
             self._spool,
@@ -224,8 +225,10 @@ class Daemon:
         return (
             self._storing,
             FindService(self.ledger, self.config.node.ae_title, self.config.query.max_matches, self._audit),
-            MoveService(self.ledger, node.data_dir, self.config.query, peers, node.ae_title, self._audit),
-            GetService(self.ledger, node.data_dir, self.config.query, self._audit),
+            MoveService(
+                self.ledger, node.data_dir, self.config.query, peers, node.ae_title, self._audit, damaged
+            ),
+            GetService(self.ledger, node.data_dir, self.config.query, self._audit, damaged),
             CommitmentService(peers, self.ledger, flush, self._asked_over, self._clock),
             self._reports,
         )

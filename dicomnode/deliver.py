@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
@@ -53,6 +54,14 @@ class _Hopeless:
 
     reason: str
     remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Flaw:
+    """Why a result is not sent. is_final: waiting does not mend it."""
+
+    reason: str
+    is_final: bool
 
 
 class _Stopped(Exception):
@@ -186,7 +195,7 @@ class Deliverer:
             if self._stopping.is_set():
                 raise _Stopped
 
-        files = [self._outgoing(result) for result, _ in items if not self._flaw(result)]
+        files = [self._outgoing(result) for result, _ in items if self._flaw(result) is None]
         party, patient = Party(peer.ae_title, peer.host), case.identity.patient_id
         study = case.study_instance_uid
         self._audit.sending(party, study, patient, [file.sop_class_uid for file in files])
@@ -207,10 +216,12 @@ class Deliverer:
         new, delivery = item[0].new, item[1]
         try:
             notes = taken_apart(new, self._data_dir)
-        except (OSError, AttributeError, ValueError) as error:
-            what = f"{delivery.peer} took nothing of {new.kind} {new.sop_instance_uid}: {answer.text}"
+        except OSError as error:
+            # Without its Error Comment, which may name the patient: this becomes the reason of other cases.
+            why = error.strerror or error
             raise Transient(
-                f"{what}; a note for each object cannot be written: {error}",
+                f"{delivery.peer} took nothing of {new.kind} {new.sop_instance_uid} "
+                f"(0x{answer.status or 0:04X}); a note for each object cannot be written: {why}",
                 "Look at the disk of [node] data_dir (room, rights)",
             ) from error
         if not notes:
@@ -247,16 +258,22 @@ class Deliverer:
             self._data_dir / new.path, new.sop_class_uid, new.sop_instance_uid, new.transfer_syntax_uid
         )
 
-    def _flaw(self, result: Result) -> str:
-        """Why the file of a result is not to be sent; empty when it is what was written."""
+    def _flaw(self, result: Result) -> _Flaw | None:
+        """Why the file of a result is not to be sent; None when it is what was written."""
         new = result.new
+        named = f"the file of {new.kind} {new.sop_instance_uid}"
         try:
             found = damage(self._data_dir / new.path, new.size_bytes)
         except FileNotFoundError:
-            return "is gone"
+            folder = self._data_dir / Path(new.path).parts[0]
+            # A file system that is away comes back, with all that is on it.
+            return _Flaw(
+                f"{named} is gone: {new.path}" if folder.is_dir() else f"{folder} is away", folder.is_dir()
+            )
         except OSError as error:
-            return f"cannot be read ({error.strerror or error})"
-        return f"is damaged ({found})" if found else ""
+            why = error.strerror or str(error)
+            return _Flaw(f"{named} cannot be read ({why}): {new.path}", is_final=False)
+        return _Flaw(f"{named} is damaged ({found}): {new.path}", is_final=True) if found else None
 
     # ── what follows ─────────────────────────────────────────────────────────────────────────
 
@@ -311,6 +328,8 @@ class Deliverer:
         resting = self._resting.reason(delivery.peer)
         if resting is not None:
             return resting
+        if flaw := self._flaw(result):
+            return flaw.reason
         return f"{delivery.peer} did not take {result.new.kind}: {delivery.detail or 'not sent'}"
 
     def _hopeless(self, case: Case, left: list[Item], now: float) -> _Hopeless | None:
@@ -323,10 +342,11 @@ class Deliverer:
                     f"{new.kind} is meant for {delivery.peer!r}, which [deliver] to no longer names",
                     f"Name it again, or send to the destinations that are configured now: {again}",
                 )
-            if flaw := self._flaw(result):
+            if (flaw := self._flaw(result)) and flaw.is_final:
                 return _Hopeless(
-                    f"the file of {new.kind} {new.sop_instance_uid} {flaw}: {new.path}",
-                    f"Check the disk; restore it, or compute again: `dicomnode retry {case.id}`",
+                    flaw.reason,
+                    f"Check the disk; restore the file, then {again}; or compute again: "
+                    f"`dicomnode retry {case.id}`",
                 )
             if delivery.refusals >= self._settings.max_refusals:
                 is_note = _is_note((result, delivery))

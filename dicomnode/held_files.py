@@ -27,6 +27,15 @@ def how_to_have_anew(held: HeldObject) -> str:
     return "`dicomnode retry` its case to have it computed again" if held.is_result else "have it sent again"
 
 
+def damaged(held: HeldObject, flaw: Flawed) -> str:
+    """What became of a file, and what to do; a received object's is set aside, and its case held."""
+    aside = "" if held.is_result else "; it goes to quarantine/ and its case is held"
+    return (
+        f"its file {held.path} is damaged ({flaw.detail or flaw.reason}){aside}: check the disk, and "
+        f"{how_to_have_anew(held)}"
+    )
+
+
 def _require_received(path: Path, held: HeldObject) -> None:
     origin = read_back(path)
     found = origin.sop_class_uid, origin.sop_instance_uid, origin.transfer_syntax_uid

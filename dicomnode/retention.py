@@ -27,6 +27,7 @@ from dicomnode.config import Retention as Settings
 from dicomnode.ledger import Ledger
 from dicomnode.reception.spool import QUARANTINE, SPOOL, Spool
 from dicomnode.records import Holding, Kept, Removal
+from dicomnode.results import RESULTS
 from dicomnode.states import State
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class Retention:
                 # What was acknowledged before the claim is known to the ledger after this.
                 self._flush(now)
                 if not self._is_anew(removal):
-                    self._spool.remove([removal.path])
+                    self._spool.remove(self._with_strays([removal.path]))
                 self._ledger.gone([removal])
 
     def tick(self, now: float) -> None:
@@ -253,10 +254,19 @@ class Retention:
         # Another receiver's ledger rows may still be on their way.
         return written_at > removal.marked_at or bool(self._ledger.in_use([removal.path]))
 
+    def _with_strays(self, paths: Sequence[str]) -> list[str]:
+        """Files that were given up, and what lies beside results, all of which go at once: a node that was
+        killed while it took a rejection note apart left parts of which the ledger never heard.
+        """
+        results = f"{RESULTS}/"
+        folders = {(self._spool.data_dir / path).parent for path in paths if path.startswith(results)}
+        beside = (self._spool.relative(file) for folder in folders for file in folder.glob("*"))
+        return sorted({*paths, *beside})
+
     def _finish(self, removals: Sequence[Removal]) -> None:
         """Remove files that were given up, and then their names."""
         if removals:
-            self._spool.remove([removal.path for removal in removals])
+            self._spool.remove(self._with_strays([removal.path for removal in removals]))
             self._ledger.gone(removals)
 
 

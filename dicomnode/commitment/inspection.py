@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dicomnode.commitment.message import FailureReason
 from dicomnode.errors import Transient
-from dicomnode.held_files import how_to_have_anew, require_whole
+from dicomnode.held_files import damaged, how_to_have_anew, require_whole
 from dicomnode.reception.defects import Flawed
 from dicomnode.records import HeldObject
 
@@ -32,21 +32,18 @@ def inspect_object(data_dir: Path, held: HeldObject | None, sop_class_uid: str) 
         return Finding(FailureReason.NO_SUCH_OBJECT_INSTANCE)
     if held.sop_class_uid != sop_class_uid:
         return Finding(FailureReason.CLASS_INSTANCE_CONFLICT)
-    anew = how_to_have_anew(held)
-    aside = "" if held.is_result else "; it goes to quarantine/ and its case is held"
     try:
         require_whole(data_dir / held.path, held)
     except FileNotFoundError:
         folder = data_dir / Path(held.path).parts[0]
         if not folder.is_dir():
             raise Transient(f"{folder} is away: nothing can be committed to until it is back") from None
-        words = f"its file {held.path} is gone: bring it back, or {anew}"
+        words = f"its file {held.path} is gone: bring it back, or {how_to_have_anew(held)}"
         return Finding(FailureReason.NO_SUCH_OBJECT_INSTANCE, words)
     except OSError as error:
         words = f"its file {held.path} cannot be read ({error.strerror or error}): check the disk"
         return Finding(FailureReason.PROCESSING_FAILURE, words)
     except Flawed as flaw:
-        damaged = f"its file {held.path} is damaged ({flaw.detail or flaw.reason}){aside}"
-        words = f"{damaged}: check the disk, and {anew}"
+        words = damaged(held, flaw)
         return Finding(FailureReason.PROCESSING_FAILURE, words, None if held.is_result else held)
     return None

@@ -58,13 +58,12 @@ def _is_settled(connection: Connection, notes: Sequence[Row[Any]]) -> bool:
     which the peer was to get no more.
     """
     for series, of_series in groupby(sorted(notes, key=_series), key=_series):
-        rows = list(of_series)
-        done = [row for row in rows if row.delivered_at is not None]
-        whole = min(rows, key=lambda row: row.id)
-        if whole in done and whole.may_have:
+        done = {row.id: row for row in of_series if row.delivered_at is not None}
+        of_note = select(func.min(RESULTS.c.id), func.count()).where(RESULTS.c.series_instance_uid == series)
+        whole, objects = connection.execute(of_note).one()
+        if whole in done and done[whole].may_have:
             continue
-        parts = select(func.count()).where(RESULTS.c.series_instance_uid == series)
-        if len(done) < connection.execute(parts).scalar_one():
+        if len(done) < objects:
             return False
     return bool(notes)
 

@@ -11,7 +11,8 @@ import contextlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Collection, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from pydicom import dcmread
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicomnode.held_files import how_to_have_anew, require_whole
+from dicomnode.errors import LedgerUnavailable
+from dicomnode.held_files import damaged, require_whole
 from dicomnode.reception.defects import Flawed
 from dicomnode.reception.header import inflated_bytes
 from dicomnode.records import HeldObject
@@ -41,11 +43,21 @@ class Unsendable(Exception):
     """An object cannot be given to this receiver. The message says why."""
 
 
+SetAside = Callable[[Mapping[str, Path], float], None]
+"""From SOP Instance UIDs and files of received objects, and the time: their cases are held."""
+
+
+def leave(_paths: Mapping[str, Path], _now: float) -> None:
+    """Nobody holds cases here."""
+
+
 class Files:
     """Held objects as files to send. Every method may be called from any thread."""
 
-    def __init__(self, data_dir: Path, now: float) -> None:
+    def __init__(self, data_dir: Path, now: float, damaged: SetAside = leave) -> None:
+        """damaged: takes received objects that the disk has changed, so that they can be sent again."""
         self._data_dir = data_dir
+        self._damaged = damaged
         self._scratch = data_dir / "cache" / "retrieve"
         # What a node that was killed left there; another that shares the folder may be at work in it.
         for left in self._scratch.glob("*"):
@@ -57,7 +69,7 @@ class Files:
     def fitting(self, held: HeldObject, accepted: Collection[str]) -> Iterator[Path]:
         """The object's file, in one of the accepted transfer syntaxes. Raises Unsendable."""
         path = self._data_dir / held.path
-        _require_sound(path, held)
+        self._require_sound(path, held)
         if held.transfer_syntax_uid in accepted:
             yield path
             return
@@ -67,6 +79,21 @@ class Files:
             raise Unsendable(f"it is stored as {name}, and no presentation context was accepted for it")
         with self._converted(path, UID(target)) as converted:
             yield converted
+
+    def _require_sound(self, path: Path, held: HeldObject) -> None:
+        """Raises Unsendable."""
+        try:
+            require_whole(path, held)
+        except FileNotFoundError:
+            raise Unsendable("its file is gone") from None
+        except OSError as error:
+            raise Unsendable(f"its file {held.path} cannot be read: {error.strerror or error}") from None
+        except Flawed as flaw:
+            with contextlib.suppress(LedgerUnavailable):
+                # Without the ledger it stays, and is found again by whoever asks next.
+                if not held.is_result:
+                    self._damaged({held.sop_instance_uid: path}, time.time())
+            raise Unsendable(damaged(held, flaw)) from None
 
     @contextmanager
     def _converted(self, path: Path, target: UID) -> Iterator[Path]:
@@ -85,20 +112,6 @@ class Files:
                 # Decoders raise whatever they like.
                 raise Unsendable(f"it cannot be converted: {type(error).__name__}: {error}") from error
             yield converted
-
-
-def _require_sound(path: Path, held: HeldObject) -> None:
-    try:
-        require_whole(path, held)
-    except FileNotFoundError:
-        raise Unsendable("its file is gone") from None
-    except OSError as error:
-        raise Unsendable(f"its file {held.path} cannot be read: {error.strerror or error}") from None
-    except Flawed as flaw:
-        raise Unsendable(
-            f"its file {held.path} is damaged ({flaw.detail or flaw.reason}): check the disk, and "
-            f"{how_to_have_anew(held)}"
-        ) from None
 
 
 def _convert(path: Path, target: UID, into: Path) -> None:

@@ -31,7 +31,7 @@ from dicomnode.query.identifier import (
     read,
     to_retrieval,
 )
-from dicomnode.query.objects import FALLBACKS, Files
+from dicomnode.query.objects import FALLBACKS, Files, SetAside, leave
 from dicomnode.query.replies import name_of, refusing
 from dicomnode.query.suboperations import Progress, Retrieved, Route, perform
 from dicomnode.records import HeldObject
@@ -48,14 +48,21 @@ _CarryOut = Callable[[evt.Event, list[HeldObject], Retrieved], None]
 
 
 class _Retrieval:
-    """What C-MOVE and C-GET have in common. settings: [query]."""
+    """What C-MOVE and C-GET have in common. settings: [query]. damaged: see `Files`."""
 
     models: tuple[UID, UID]
 
-    def __init__(self, ledger: Ledger, data_dir: Path, settings: Query, audit: Audit = SILENT) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        data_dir: Path,
+        settings: Query,
+        audit: Audit = SILENT,
+        damaged: SetAside = leave,
+    ) -> None:
         self._ledger = ledger
         self._audit = audit
-        self._files = Files(data_dir, time.time())
+        self._files = Files(data_dir, time.time(), damaged)
         self._settings = settings
         self._stopping = False
 
@@ -127,8 +134,9 @@ class MoveService(_Retrieval):
         peers: Sequence[Peer],
         ae_title: str,
         audit: Audit = SILENT,
+        damaged: SetAside = leave,
     ) -> None:
-        super().__init__(ledger, data_dir, settings, audit)
+        super().__init__(ledger, data_dir, settings, audit, damaged)
         self._destinations = {p.ae_title.strip(): p for p in peers if p.host and p.port is not None}
         self._ae_title = ae_title
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator
 from itertools import pairwise
@@ -711,10 +712,48 @@ def test_a_dose_that_the_disk_damaged_reaches_no_pacs(
     failed = ledger.case(case.id)
     assert failed.state is State.FAILED
     assert f"the file of RTDOSE {dose.sop_instance_uid} is damaged (its checksum" in failed.reason
-    assert "`dicomnode retry 1`" in failed.remedy
+    assert "restore the file, then `dicomnode retry 1 --resend`" in failed.remedy
+    assert "compute again: `dicomnode retry 1`" in failed.remedy
     # Restored, it goes.
     file.write_bytes(sound)
     ledger.resend(case.id, 30.0, [pacs.ae_title])
     stage.tick(40.0)
     assert ledger.case(case.id).state is State.DONE
     assert pacs.received.count(dose.sop_instance_uid) == 1
+
+
+def test_a_result_that_cannot_be_read_for_a_moment_waits_and_goes(
+    ledger: Ledger, tmp_path: Path, pacs: StandinPacs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share that hiccups, or file descriptors that an association storm used up."""
+    case = case_for(ledger, tmp_path, pacs)
+    stage = deliverer(config_for(tmp_path, pacs), ledger)
+
+    def hiccup(*_: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(deliver_module, "damage", hiccup)
+        stage.tick(20.0)
+    waiting = ledger.case(case.id)
+    assert waiting.state is State.SENDING
+    assert "cannot be read (Input/output error): results/" in waiting.reason
+    stage.tick(4000.0)
+    assert ledger.case(case.id).state is State.DONE
+    assert sorted(pacs.received) == sorted(uids(ledger, case))
+
+
+def test_results_whose_file_system_is_away_wait_for_it(
+    ledger: Ledger, tmp_path: Path, pacs: StandinPacs
+) -> None:
+    case = case_for(ledger, tmp_path, pacs)
+    stage = deliverer(config_for(tmp_path, pacs), ledger)
+    results = tmp_path / "results"
+    elsewhere = results.rename(tmp_path / "elsewhere")
+    stage.tick(20.0)
+    waiting = ledger.case(case.id)
+    assert waiting.state is State.SENDING
+    assert waiting.reason == f"{results} is away"
+    elsewhere.rename(results)
+    stage.tick(4000.0)
+    assert ledger.case(case.id).state is State.DONE

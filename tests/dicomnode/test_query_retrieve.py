@@ -404,7 +404,9 @@ def a_result(data_dir: Path) -> HeldObject:
 )
 def test_what_the_disk_damaged_is_given_to_nobody(tmp_path: Path, what: str, remedy: str) -> None:
     one = held(slices(tmp_path)[0]) if what == "input" else a_result(tmp_path)
-    files, path = Files(tmp_path, NOW), tmp_path / one.path
+    set_aside: list[str] = []
+    files = Files(tmp_path, NOW, lambda paths, _now: set_aside.extend(map(str, paths.values())))
+    path = tmp_path / one.path
     for accepted in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
         with files.fitting(one, [accepted]) as sound:
             assert dcmread(sound).SOPInstanceUID == one.sop_instance_uid
@@ -416,6 +418,8 @@ def test_what_the_disk_damaged_is_given_to_nobody(tmp_path: Path, what: str, rem
             pass
         assert f"its file {one.path} is damaged (its checksum is not that of" in str(refused.value)
         assert str(refused.value).count(remedy) == 1
+    # A received one makes way for the same object, sent again.
+    assert set_aside == ([str(path)] * 2 if what == "input" else [])
 
 
 def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:

@@ -667,6 +667,27 @@ def test_a_part_that_a_person_gave_up_is_named_by_the_next_note(
     assert rejected == {("ARCHIVE",): [*first, *second]}
 
 
+def test_a_part_is_not_taken_for_the_whole_whose_resending_a_person_gave_up(
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs
+) -> None:
+    config = config_for(tmp_path, archive)
+    case = with_a_part_refused(ledger, config, archive)
+    first = archive.received[:2]
+    # Sent again, the whole is refused too; its delivery is what a resend without notes deletes.
+    answers = iter((0xA900, 0xA770, 0xA900) * 2)
+    archive.status = lambda asked, _uid: next(answers) if asked == KeyObjectSelectionDocumentStorage else 0
+    ledger.resend(case.id, 60, config.deliver.to, config.rejection_note_takers())
+    for now in (60, 70):
+        stage(config, ledger).tick(now)
+    assert ledger.case(case.id).state is State.FAILED
+    ledger.resend(case.id, 80, config.deliver.to, ())
+    stage(config, ledger).tick(80)
+    assert ledger.case(case.id).state is State.DONE
+    second = archive.received[-2:]
+    _, rejected = new_run(ledger, config, 90)
+    assert rejected == {("ARCHIVE",): [*first, *second]}
+
+
 def test_a_disk_without_room_for_the_parts_keeps_nothing_from_other_destinations(
     ledger: Ledger,
     tmp_path: Path,
@@ -687,7 +708,7 @@ def test_a_disk_without_room_for_the_parts_keeps_nothing_from_other_destinations
         stage(config, ledger).tick(40)
     waiting = ledger.case(case.id)
     assert waiting.state is State.SENDING
-    assert "a note for each object cannot be written: [Errno 28] No space" in waiting.reason
+    assert "(0xA772); a note for each object cannot be written: No space left on device" in waiting.reason
     assert kinds(viewer) == ["RTDOSE", "SR", "RTDOSE", "SR"]
     assert kinds(archive) == ["RTDOSE", "SR"]
     stage(config, ledger).tick(50)

@@ -159,7 +159,10 @@ def test_results_go_by_their_own_age_and_are_known_when_they_come_back(store: St
     case = store.done("1.2.3")
     run = store.ledger.latest_run(case.id)
     assert run is not None
-    uids = [result.new.sop_instance_uid for result in store.ledger.results(run.id)]
+    results = store.ledger.results(run.id)
+    uids = [result.new.sop_instance_uid for result in results]
+    # Of a node that was killed while it took a rejection note apart.
+    (store.data_dir / results[0].new.path).with_name("KO-part-1.dcm").write_bytes(b"DOE^JOHN")
     store.retention(results_days=30).tick(LATER)
     assert (len(store.files("spool")), store.files("results")) == (2, [])
     assert not (store.data_dir / "results" / str(case.id)).exists()
