@@ -102,11 +102,12 @@ _STATUSES = """\
 
 C-MOVE opens an association to the destination as C-STORE SCU, with Move Originator AE Title and Message ID.
 An object's file is read and held against its checksum, then sent as it lies; one that is gone or damaged
-fails, with its path and a remedy in the log. Where its transfer syntax was not accepted, it is decompressed
-or rewritten, without loss and under its own UIDs, in explicit or implicit VR little endian; what cannot be
-(no decoder, Explicit VR Big Endian, larger than the limit in section Security, no turn within {turn_s:g} s,
-for one object is converted at a time) fails. 0xB000, 0xB006 and 0xB007 of the receiver count as warnings,
-every other status but 0x0000 as a failure. At level PATIENT the key is a single
+fails, with its path and a remedy in the log (a damaged one that was received is set aside, and its case
+held, until it is sent again). Where its transfer syntax was not accepted, it is decompressed or rewritten,
+without loss and under its own UIDs, in explicit or implicit VR little endian; what cannot be (no decoder,
+Explicit VR Big Endian, larger than the limit in section Security, no turn within {turn_s:g} s, for one
+object is converted at a time) fails. 0xB000, 0xB006 and 0xB007 of the receiver count as warnings, every
+other status but 0x0000 as a failure. At level PATIENT the key is a single
 Patient ID; at the others, lists of UIDs are taken."""
 
 

@@ -380,3 +380,29 @@ def test_a_ledger_of_an_older_version_is_read_in(node: Node, viewer: Viewer, stu
     until(all_there, "the index is whole again", pause_s=0.5)
     assert len(viewer.query("QueryRetrieveLevel=STUDY", "(0010,1000)=?-42")) == 1
     assert len(viewer.query("QueryRetrieveLevel=STUDY", "StudyInstanceUID")) == before
+
+
+def test_what_a_retrieval_finds_damaged_is_given_to_nobody_and_taken_again(
+    node: Node, viewer: Viewer, study: StudyFiles, peer_program: Find, tmp_path: Path
+) -> None:
+    """After the others: the case is held meanwhile."""
+    uid, path = study.study.study_instance_uid, study.ct[3]
+    instance = str(pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID)
+    stored = node.data_dir / "spool" / uid / f"{instance}.dcm"
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 1
+    stored.write_bytes(content)
+    into = tmp_path / "got"
+    into.mkdir()
+    viewer.run("getscu", "-S", "-od", str(into), keys=("QueryRetrieveLevel=STUDY", f"StudyInstanceUID={uid}"))
+    got = {str(pydicom.dcmread(each, stop_before_pixels=True).SOPInstanceUID) for each in into.iterdir()}
+    assert got
+    assert instance not in got
+    node.says(f"its file spool/{uid}/{instance}.dcm is damaged")
+    node.reaches(uid, State.HELD)
+    assert push(peer_program("storescu"), node.port, [path]) == [path]
+    until(stored.exists, "it is taken again", timeout_s=30.0)
+    assert "case 1" in node.run("retry", "1").stdout
+    node.reaches(uid, State.DONE, timeout_s=60.0)
+    viewer.run("getscu", "-S", "-od", str(into), keys=("QueryRetrieveLevel=STUDY", f"StudyInstanceUID={uid}"))
+    assert instance in {str(pydicom.dcmread(each).SOPInstanceUID) for each in into.iterdir()}
