@@ -652,39 +652,26 @@ def test_archives_that_got_a_note_each_do_not_get_each_others_parts(
     assert other.answers == [0x0000]
 
 
+@pytest.mark.parametrize("is_sent_again", [False, True])
 def test_a_part_that_a_person_gave_up_is_named_by_the_next_note(
-    ledger: Ledger, tmp_path: Path, archive: StandinPacs
+    ledger: Ledger, tmp_path: Path, archive: StandinPacs, is_sent_again: bool
 ) -> None:
     config = config_for(tmp_path, archive)
     case = with_a_part_refused(ledger, config, archive)
     first = archive.received[:2]
+    if is_sent_again:
+        # The whole is refused too; a resend without notes deletes its delivery, but not the taken part's.
+        answers = iter((0xA900, 0xA770, 0xA900) * 2)
+        archive.status = lambda asked, _: next(answers) if asked == KeyObjectSelectionDocumentStorage else 0
+        ledger.resend(case.id, 55, config.deliver.to, config.rejection_note_takers())
+        for now in (55, 58):
+            stage(config, ledger).tick(now)
     assert ledger.case(case.id).state is State.FAILED
     ledger.resend(case.id, 60, config.deliver.to, ())
     stage(config, ledger).tick(70)
     assert ledger.case(case.id).state is State.DONE
     second = archive.received[-2:]
     _, rejected = new_run(ledger, config, 80)
-    assert rejected == {("ARCHIVE",): [*first, *second]}
-
-
-def test_a_part_is_not_taken_for_the_whole_whose_resending_a_person_gave_up(
-    ledger: Ledger, tmp_path: Path, archive: StandinPacs
-) -> None:
-    config = config_for(tmp_path, archive)
-    case = with_a_part_refused(ledger, config, archive)
-    first = archive.received[:2]
-    # Sent again, the whole is refused too; its delivery is what a resend without notes deletes.
-    answers = iter((0xA900, 0xA770, 0xA900) * 2)
-    archive.status = lambda asked, _uid: next(answers) if asked == KeyObjectSelectionDocumentStorage else 0
-    ledger.resend(case.id, 60, config.deliver.to, config.rejection_note_takers())
-    for now in (60, 70):
-        stage(config, ledger).tick(now)
-    assert ledger.case(case.id).state is State.FAILED
-    ledger.resend(case.id, 80, config.deliver.to, ())
-    stage(config, ledger).tick(80)
-    assert ledger.case(case.id).state is State.DONE
-    second = archive.received[-2:]
-    _, rejected = new_run(ledger, config, 90)
     assert rejected == {("ARCHIVE",): [*first, *second]}
 
 
