@@ -696,6 +696,7 @@ def test_a_disk_without_room_for_the_parts_keeps_nothing_from_other_destinations
     waiting = ledger.case(case.id)
     assert waiting.state is State.SENDING
     assert "(0xA772); a note for each object cannot be written: No space left on device" in waiting.reason
+    assert "it lacks an object" not in waiting.reason, "its comment may name a patient"
     assert kinds(viewer) == ["RTDOSE", "SR", "RTDOSE", "SR"]
     assert kinds(archive) == ["RTDOSE", "SR"]
     stage(config, ledger).tick(50)
