@@ -5,6 +5,9 @@ Of an estimate e against the truth t, with s DVK's dose rate smoothed over 3 x 5
     loss = mean [ (e - t)² / c² · (c / (s + c))^p ]  +  w · Σ part · [ k · huber(mean error) + NRMSE² ]
            voxels of tissue                               VOIs of a crop
 
+         +  v · mean [ (e - e')² / 2 (s + c)² ]
+                voxels of tissue
+
 c: `loss_floor`; p: `loss_exponent`. p = 0 is the mean squared error of the paper, which the hottest lesion
 decides alone; p = 2 is a squared relative error, which the many voxels of little dose decide; p = 1 lies
 between, as a chi-square of counts does. The weight does not look at the truth: that is a Monte Carlo's, and a
@@ -21,6 +24,12 @@ k: √(n / `USUAL_VOXELS`) of a VOI of n voxels of the examples, within `voi_bou
 against the resolution, the better the image tells its mean, and the smaller the error that is left to be
 found: three per cent in each kidney are a bias, three per cent in a lesion of 2 mL are chance. Bounds of 1 to
 1 count all alike, as the shipped weights were made; 0.5 to 4 have been tried (docs/network.md).
+
+v: `noise_weight`; e': the estimate from a second image of the same patient, which differs by the noise of
+its counts alone. Half the squared difference of the two is the variance of one, without bias and without the
+truth. The first term holds that variance too, but there what is gained in lesions pays for it: a network that
+has seen many lesions makes some of noise. Relative to the dose, so that the liver decides and not the hottest
+lesion. The errors of both images count in the other terms. 0: one image, as the shipped weights were made.
 """
 
 from __future__ import annotations
@@ -59,16 +68,30 @@ def loss_of(network: Network, batch: Batch, settings: Settings, precision: torch
 def error_loss(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
     """The loss of an error. error: (N, S, H, W), estimate less truth, in the network's unit of dose."""
     loss = _of_voxels(error, batch, settings)
-    if not settings.voi_weight:
-        return loss
-    return loss + settings.voi_weight * _of_vois(error, batch, settings)
+    if settings.voi_weight:
+        loss = loss + settings.voi_weight * _of_vois(error, batch, settings)
+    if settings.noise_weight:
+        loss = loss + settings.noise_weight * _of_noise(error, batch, settings)
+    return loss
 
 
 def _of_voxels(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
     floor = settings.loss_floor
-    near = F.avg_pool3d(batch.dvk[:, None], (3, 5, 5), 1, (1, 2, 2), count_include_pad=False)[:, 0]
-    weight = batch.counts * (floor / (near + floor)) ** settings.loss_exponent
+    weight = batch.counts * (floor / (_smoothed(batch.dvk) + floor)) ** settings.loss_exponent
     return ((error / floor) ** 2 * weight).sum() / batch.counts.sum().clamp(min=1)
+
+
+def _of_noise(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
+    """Relative variance of the estimate: the truth of both images is one, and falls out of the difference."""
+    first, second = error.chunk(2)
+    counts = batch.counts[: len(first)]
+    near = sum(_smoothed(dvk) for dvk in batch.dvk.chunk(2)) / 2
+    relative = (first - second) / (near + settings.loss_floor)
+    return (relative**2 * counts).sum() / 2 / counts.sum().clamp(min=1)
+
+
+def _smoothed(dvk: Tensor) -> Tensor:
+    return F.avg_pool3d(dvk[:, None], (3, 5, 5), 1, (1, 2, 2), count_include_pad=False)[:, 0]
 
 
 def _of_vois(error: Tensor, batch: Batch, settings: Settings) -> Tensor:

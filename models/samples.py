@@ -35,6 +35,7 @@ class Sample(NamedTuple):
     chances: (n,) of choosing them where there is dose, summed up.
     vois: number of the VOI that each voxel belongs to, from 1; 0: to none.
     per_voxel: (MOST_VOIS,) the part of its VOI that a voxel is, by number; 0 for the first.
+    again: SPECT and DVK of the same patient imaged once more, with other noise; None: there is one image.
     """
 
     name: str
@@ -46,17 +47,21 @@ class Sample(NamedTuple):
     chances: NDArray[np.float64]
     vois: NDArray[np.uint8]
     per_voxel: NDArray[np.float32]
+    again: tuple[Array, Array] | None = None
 
     @property
     def gb(self) -> float:
         """Memory that it takes."""
-        return sum(a.nbytes for a in (self.spect, self.density, self.dvk, self.truth, self.vois)) / 1e9
+        maps = (self.spect, self.density, self.dvk, self.truth, self.vois, *(self.again or ()))
+        return sum(int(a.nbytes) for a in maps) / 1e9
 
 
 class Batch(NamedTuple):
     """spect, density: (N, S + 10, H, W). dvk, truth, counts, vois: (N, S, H, W).
 
     counts: 1 where the loss looks. vois, per_voxel (N, MOST_VOIS): as a `Sample`'s.
+    N: slabs. With a `noise_weight` there are two of each crop: the second half of the batch are the crops of
+    the first, imaged again.
     """
 
     spect: Tensor
@@ -75,15 +80,17 @@ def sample(
     dvk: Array,
     truth: Array,
     vois: Sequence[NDArray[np.bool_]] = (),
+    again: tuple[Array, Array] | None = None,
 ) -> Sample:
     """A patient's maps, checked, and kept in half precision where that holds them.
 
     name: of the file, for errors. All (z, y, x) in the units of `models.scaling`. vois: masks whose means are
-    learnt too; where two overlap, a voxel belongs to the smaller one.
+    learnt too; where two overlap, a voxel belongs to the smaller one. again: SPECT and DVK with other noise.
 
     raises: ModelRejected for maps of different shapes, or with numbers that are not finite.
     """
     maps = {"spect": spect, "density": density, "dvk": dvk, "truth": truth}
+    maps |= {} if again is None else {"second spect": again[0], "second dvk": again[1]}
     masks = {f"mask of VOI {number}": mask for number, mask in enumerate(vois, 1)}
     all_shapes = {key: array.shape for key, array in (maps | masks).items()}
     if len(set(all_shapes.values())) != 1 or spect.ndim != 3:
@@ -107,7 +114,9 @@ def sample(
     chance = np.sqrt(np.maximum(dvk[tuple(coarse.T)].astype(np.float64), 0)) + 1e-6
     chance = np.cumsum(chance / chance.sum())
     kept = [_compact(array) for array in (spect, density, dvk, truth)]
-    return Sample(name, kept[0], kept[1], kept[2], kept[3], coarse, chance, *_numbered(spect.shape, vois))
+    second = None if again is None else (_compact(again[0]), _compact(again[1]))
+    numbers, per_voxel = _numbered(spect.shape, vois)
+    return Sample(name, kept[0], kept[1], kept[2], kept[3], coarse, chance, numbers, per_voxel, second)
 
 
 def _numbered(
@@ -129,24 +138,34 @@ def _compact(array: Array) -> Array:
 
 
 def draw(samples: Sequence[Sample], settings: Settings, step: int) -> Batch:
-    """The batch of a step: the same for the same samples, seed and step. Negative steps serve validation."""
+    """The batch of a step: the same for the same samples, seed and step. Negative steps serve validation.
+
+    raises: ModelRejected for a sample of one image where the loss compares two.
+    """
     rng = np.random.default_rng([settings.seed, abs(step), int(step < 0)])
-    drawn, slabs = [], []
+    drawn = []
+    crops = []
     for _ in range(settings.batch):
         drawn.append(samples[int(rng.integers(len(samples)))])
-        slabs.append(_crop(drawn[-1], settings, rng))
+        crops.append(_crop(drawn[-1], settings, rng))
+    images = len(crops[0])
+    slabs = [crop[image] for image in range(images) for crop in crops]
     *maps, vois = (np.stack(arrays) for arrays in zip(*slabs, strict=True))
     spect, density, dvk, truth, counts = (torch.from_numpy(one.astype(np.float32)) for one in maps)
     jitter = np.exp(settings.activity_jitter * rng.standard_normal((settings.batch, 1, 1, 1)))
-    factor = torch.from_numpy(jitter.astype(np.float32))
-    per_voxel = torch.from_numpy(np.stack([one.per_voxel for one in drawn]))
+    factor = torch.from_numpy(np.tile(jitter.astype(np.float32), (images, 1, 1, 1)))
+    per_voxel = torch.from_numpy(np.stack([one.per_voxel for one in drawn] * images))
     return Batch(
         spect * factor, density, dvk * factor, truth * factor, counts, torch.from_numpy(vois), per_voxel
     )
 
 
-def _crop(of: Sample, settings: Settings, rng: np.random.Generator) -> list[NDArray[Any]]:
-    """spect, density: (S + 10, H, W); dvk, truth, counts, vois: (S, H, W)."""
+def _crop(of: Sample, settings: Settings, rng: np.random.Generator) -> list[list[NDArray[Any]]]:
+    """One place in a patient, of each image that the loss wants of him.
+
+    returns: for each image spect, density: (S + 10, H, W); dvk, truth, counts, vois: (S, H, W).
+    """
+    images = [(of.spect, of.dvk), *_again(of, settings)]
     shape = of.spect.shape
     size = (settings.slab, settings.crop, settings.crop)
     centre = _centre(of, settings, rng)
@@ -160,10 +179,10 @@ def _crop(of: Sample, settings: Settings, rng: np.random.Generator) -> list[NDAr
     planes = np.arange(start[0], start[0] + size[0])
     reach = np.clip(np.arange(start[0] - REACH, start[0] + size[0] + REACH), 0, shape[0] - 1)
     box = [slice(a, min(a + s, n)) for a, s, n in zip(start[1:], size[1:], shape[1:], strict=True)]
-    inward = [_cut(array, reach, box, size) for array in (of.spect, of.density)]
+    density = _cut(of.density, reach, box, size)
     within = np.clip(planes, 0, shape[0] - 1)
-    dvk, truth, vois = (_cut(array, within, box, size) for array in (of.dvk, of.truth, of.vois))
-    counts = inward[1][REACH:-REACH] > AIR_BELOW_MG_PER_CM3
+    truth, vois = (_cut(array, within, box, size) for array in (of.truth, of.vois))
+    counts = density[REACH:-REACH] > AIR_BELOW_MG_PER_CM3
     counts[planes >= shape[0]] = False
     for axis, a, s, n in zip((1, 2), start[1:], size[1:], shape[1:], strict=True):
         along = np.moveaxis(counts, axis, 0)
@@ -172,7 +191,23 @@ def _crop(of: Sample, settings: Settings, rng: np.random.Generator) -> list[NDAr
         if a + s < n:
             along[-settings.margin or s :] = False
     flips = tuple(axis for axis in range(3) if settings.flips and rng.random() < 0.5)
-    return [np.flip(array, flips) for array in (*inward, dvk, truth, counts, vois)]
+    crops = []
+    for spect, dvk in images:
+        of_image = (_cut(spect, reach, box, size), density, _cut(dvk, within, box, size), truth, counts, vois)
+        crops.append([np.flip(array, flips) for array in of_image])
+    return crops
+
+
+def _again(of: Sample, settings: Settings) -> list[tuple[Array, Array]]:
+    """SPECT and DVK of the second image, where the loss compares two."""
+    if not settings.noise_weight:
+        return []
+    if of.again is None:
+        raise ModelRejected(
+            f"{of.name} holds one image, and with a noise_weight the loss compares two",
+            "Generate the example again, or set noise_weight = 0",
+        )
+    return [of.again]
 
 
 def _centre(of: Sample, settings: Settings, rng: np.random.Generator) -> list[int]:

@@ -53,8 +53,8 @@ class Settings:
     average: decay of the moving average of the weights. hold_norm: part of the training after which BatchNorm
         holds still.
     activity_jitter: standard deviation of the logarithm of a factor common to SPECT, DVK and truth.
-    loss_exponent, loss_floor, voi_weight, voi_bounds: p, c, w and the bounds of k of `models.loss`; c in the
-        network's unit of dose.
+    loss_exponent, loss_floor, voi_weight, voi_bounds, noise_weight: p, c, w, the bounds of k, and v of
+        `models.loss`; c in the network's unit of dose.
     started_from: name and sha256 of the weights that this training began with; empty: it began with none.
     mix: part of what was learnt in the weights that come of it; the rest are those that it began with.
         Between the two lie networks that are nearly as good at what is new and lose less of what was known
@@ -87,6 +87,7 @@ class Settings:
     loss_floor: float = 100.0
     voi_weight: float = 0.1
     voi_bounds: tuple[float, float] = (1.0, 1.0)
+    noise_weight: float = 0.0
     started_from: str = ""
     mix: float = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"

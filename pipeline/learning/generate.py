@@ -63,7 +63,8 @@ class Settings:
     counts: in the photopeak of all views, drawn between these, evenly in the logarithm.
     clearance_mm: between the patient on his table and the heads, which follow them; likewise, evenly.
     margin_mm: kept around the body.
-    realisations: images of a test patient that differ by their noise alone.
+    realisations: images of a test patient that differ by their noise alone; pair: of any other patient, from
+        which the loss takes how much of what is learnt is noise (`models.loss`).
     """
 
     decays: float = 60e6
@@ -74,6 +75,7 @@ class Settings:
     clearance_mm: tuple[float, float] = (5.0, 30.0)
     margin_mm: float = 32.0
     realisations: int = 3
+    pair: int = 2
 
 
 def plan(train: int, validation: int, test: int, crowded_from: int | None = None) -> list[Patient]:
@@ -210,7 +212,7 @@ def example_of(
     progress("projections", 0.05)
     acquisition = _Acquisition.of(scene, patient, settings, camera, device, threads)
     images = []
-    for noise in range(settings.realisations if judges else 1):
+    for noise in range(settings.realisations if judges else settings.pair):
         progress("reconstruction", 0.2 + 0.1 * noise)
         images.append(acquisition.image(noise, box, kernels))
     density = scene.density.boxed(box)

@@ -401,14 +401,26 @@ def sample_of(example: Example, path: Path, in_plane: int = 1) -> Sample:
     """
     if not example.total_mbq > 0:
         raise InputRejected(f"{path} holds no activity", "Remove it")
-    # Relative to the activity of the SPECT's whole field, of which an example keeps the body's box.
+    # Relative to the activity of the SPECT's whole field, of which an example keeps the body's box. Its other
+    # image is one of the same activity: with its own total the truth of the two would differ.
+    images = [
+        (
+            spect_input(_merged(spect, in_plane), example.total_mbq),
+            dose_target(_merged(dvk, in_plane), example.total_mbq),
+        )
+        for spect, dvk in [
+            (example.spect, example.dvk),
+            *((again.spect, again.dvk) for again in example.realisations[:1]),
+        ]
+    ]
     return sample(
         path.name,
-        spect_input(_merged(example.spect, in_plane), example.total_mbq),
+        images[0][0],
         density_input(_merged(example.density, in_plane)),
-        dose_target(_merged(example.dvk, in_plane), example.total_mbq),
+        images[0][1],
         dose_target(_merged(example.truth, in_plane), example.total_mbq),
         [_merged(mask.astype(np.float32), in_plane) >= 0.5 for mask in judged_vois(example.vois).values()],
+        images[1] if images[1:] else None,
     )
 
 

@@ -330,6 +330,50 @@ def test_the_ablations_train_too(tmp_path: Path, architecture: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(found), again.state_dict().values(), strict=True))
 
 
+def imaged_twice(second: Sample) -> Sample:
+    """A patient, and another image of him."""
+    one = made()
+    maps = (one.spect, one.density, one.dvk, one.truth)
+    return sample("a.npz", *maps, again=(second.spect, second.dvk))
+
+
+def test_of_two_images_the_loss_takes_the_variance_that_is_left_relative_to_the_dose() -> None:
+    settings = replace(SMALL, noise_weight=3.0)
+    alone = replace(SMALL, noise_weight=0.0)
+    losses = []
+    for dose in (1e3, 1e5):
+        dvk = torch.full((2, 4, 32, 32), dose)
+        batch = Batch(dvk, dvk, dvk, dvk, torch.ones_like(dvk), *no_vois(dvk))
+        error = torch.stack([0.3 * dvk[0], 0.1 * dvk[1]])  # what both have is bias
+        losses.append((error_loss(error, batch, settings) - error_loss(error, batch, alone)).item())
+    floor = SMALL.loss_floor
+    wanted = [3 * 0.5 * (0.2 * dose / (dose + floor)) ** 2 for dose in (1e3, 1e5)]
+    assert losses == pytest.approx(wanted, rel=1e-3)
+
+
+def test_two_images_of_a_crop_are_of_one_place() -> None:
+    settings = replace(SMALL, batch=2, noise_weight=1.0)
+    one = made()
+    doubled = made()._replace(spect=one.spect * 2, dvk=one.dvk * 3)
+    batch = draw([imaged_twice(doubled)], settings, 4)
+    for tensor in batch:
+        assert len(tensor) == 4
+    torch.testing.assert_close(batch.spect[2:], 2 * batch.spect[:2], rtol=2e-3, atol=0)
+    torch.testing.assert_close(batch.dvk[2:], 3 * batch.dvk[:2], rtol=2e-3, atol=0)
+    for same in (batch.density, batch.truth, batch.counts, batch.vois, batch.per_voxel):
+        assert torch.equal(same[2:], same[:2])
+    assert not torch.equal(batch.truth[0], batch.truth[1])
+    # The crops are those that one image would have given: with or without the second, the same training.
+    plain = draw([one], replace(settings, noise_weight=0.0), 4)
+    assert torch.equal(plain.spect, batch.spect[:2])
+
+
+def test_a_patient_of_one_image_is_refused_where_the_loss_compares_two() -> None:
+    with pytest.raises(ModelRejected, match=r"b\.npz holds one image") as refused:
+        draw([made("b.npz")], replace(SMALL, noise_weight=1.0), 0)
+    assert "noise_weight = 0" in str(refused.value.remedy)
+
+
 def test_bf16_and_fp32_lose_alike() -> None:
     batch, network = draw([made()], SMALL, 0), small_network().eval()
     for parameter in training.last_layer(network).parameters():

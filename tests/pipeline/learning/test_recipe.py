@@ -239,6 +239,20 @@ def test_samples_are_scaled_by_the_activity_of_the_whole_field(tmp_path: Path) -
     )
 
 
+def test_a_second_image_is_in_the_units_of_the_first(tmp_path: Path) -> None:
+    one = synthetic.example(again=1)
+    sample = recipes.sample_of(one, tmp_path / "p.npz")
+    assert sample.again is not None
+    (other,) = one.realisations
+    for again, first, images in (
+        (sample.again[0], sample.spect, (other.spect, one.spect)),
+        (sample.again[1], sample.dvk, (other.dvk, one.dvk)),
+    ):
+        ratio = float(again.max()) / float(first.max())
+        assert ratio == pytest.approx(float(images[0].max() / images[1].max()), rel=2e-3)
+    assert recipes.sample_of(synthetic.example(), tmp_path / "p.npz").again is None
+
+
 def test_some_to_learn_from_and_those_that_judge_come_first(tmp_path: Path) -> None:
     patients = recipes.patients_of(Recipe(train=30, validation=2, test=5), tmp_path)
     assert [p.split for p in patients[:15]] == ["train"] * 8 + ["validation"] * 2 + ["test"] * 5
