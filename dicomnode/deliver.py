@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from pydicom.uid import KeyObjectSelectionDocumentStorage
 
@@ -27,6 +26,7 @@ from dicomnode.audit.trail import SILENT, Audit, Party
 from dicomnode.clock import Jumps, running
 from dicomnode.config import Config, Peer
 from dicomnode.errors import LedgerUnavailable, NodeError, Transient
+from dicomnode.held_files import folder_away
 from dicomnode.ledger import Ledger
 from dicomnode.network.iocm import NO_SUCH_INSTANCE
 from dicomnode.network.send import Answer, Outgoing, Verdict, send
@@ -62,6 +62,10 @@ class _Flaw:
 
     reason: str
     is_final: bool
+
+
+_Flaws = dict[int, _Flaw]
+"""By the id of the result; of those that have none, nothing."""
 
 
 class _Stopped(Exception):
@@ -265,11 +269,9 @@ class Deliverer:
         try:
             found = damage(self._data_dir / new.path, new.size_bytes)
         except FileNotFoundError:
-            folder = self._data_dir / Path(new.path).parts[0]
-            # A file system that is away comes back, with all that is on it.
-            return _Flaw(
-                f"{named} is gone: {new.path}" if folder.is_dir() else f"{folder} is away", folder.is_dir()
-            )
+            if folder := folder_away(self._data_dir, new.path):
+                return _Flaw(f"{folder} is away", is_final=False)
+            return _Flaw(f"{named} is gone: {new.path}", is_final=True)
         except OSError as error:
             why = error.strerror or str(error)
             return _Flaw(f"{named} cannot be read ({why}): {new.path}", is_final=False)
@@ -280,19 +282,20 @@ class Deliverer:
     def _conclude(self, case: Case, run: Run, attempt: Attempt, now: float) -> None:
         items = self._ledger.deliveries(run.id)
         left = _open(items)
+        flaws = {result.id: flaw for result, _ in left if (flaw := self._flaw(result))}
         if not left:
             nobody = "no destination is configured: the results stay in data_dir/results"
             case = self._ledger.delivered(attempt, run, now, "" if items else nobody, self._committing)
             text = f": {case.reason}" if case.state is State.SENDING else ""
             log.info("case %d is %s: every destination has every result%s", case.id, case.state, text)
-        elif hopeless := self._hopeless(case, left, now):
+        elif hopeless := self._hopeless(case, left, flaws, now):
             self._ledger.end(
                 attempt, Event.GIVE_UP, now, outcome="failed", reason=hopeless.reason, remedy=hopeless.remedy
             )
             text = without_identity(f"{hopeless.reason}. {hopeless.remedy}", case)
             log.error("case %d is FAILED: %s", case.id, text)
         else:
-            reason = "; ".join(dict.fromkeys(self._trouble(item) for item in left))
+            reason = "; ".join(dict.fromkeys(self._trouble(item, flaws) for item in left))
             remedies = (self._resting.remedy(delivery.peer) for _, delivery in left)
             remedy = "; ".join(dict.fromkeys(filter(None, remedies)))
             # Of a destination that rests the log has a line, however many cases wait for it.
@@ -323,16 +326,16 @@ class Deliverer:
         text = without_identity(reason, case)
         log.log(level, "case %d: %s; tried again in %.0f s", case.id, text, pause_s)
 
-    def _trouble(self, item: Item) -> str:
+    def _trouble(self, item: Item, flaws: _Flaws) -> str:
         result, delivery = item
         resting = self._resting.reason(delivery.peer)
         if resting is not None:
             return resting
-        if flaw := self._flaw(result):
+        if flaw := flaws.get(result.id):
             return flaw.reason
         return f"{delivery.peer} did not take {result.new.kind}: {delivery.detail or 'not sent'}"
 
-    def _hopeless(self, case: Case, left: list[Item], now: float) -> _Hopeless | None:
+    def _hopeless(self, case: Case, left: list[Item], flaws: _Flaws, now: float) -> _Hopeless | None:
         """The first reason for which another attempt would be in vain."""
         again = f"`dicomnode retry {case.id} --resend`"
         for result, delivery in left:
@@ -342,7 +345,7 @@ class Deliverer:
                     f"{new.kind} is meant for {delivery.peer!r}, which [deliver] to no longer names",
                     f"Name it again, or send to the destinations that are configured now: {again}",
                 )
-            if (flaw := self._flaw(result)) and flaw.is_final:
+            if (flaw := flaws.get(result.id)) and flaw.is_final:
                 return _Hopeless(
                     flaw.reason,
                     f"Check the disk; restore the file, then {again}; or compute again: "
@@ -358,9 +361,11 @@ class Deliverer:
                     f"{delivery.refusals} times: {delivery.detail}",
                     f"{_remedy(delivery, self._our_ae_title)}{or_not}; then {again}",
                 )
-        return self._too_late(case, left, now, again)
+        return self._too_late(case, left, flaws, now, again)
 
-    def _too_late(self, case: Case, left: list[Item], now: float, again: str) -> _Hopeless | None:
+    def _too_late(
+        self, case: Case, left: list[Item], flaws: _Flaws, now: float, again: str
+    ) -> _Hopeless | None:
         limit_h = self._settings.give_up_after_h
         if not limit_h:
             return None
@@ -370,7 +375,8 @@ class Deliverer:
             if now - self._begun(case, item, now) - ahead_s >= limit_h * 3600:
                 remedy = self._resting.remedy(item[1].peer) or "Bring the destination back"
                 return _Hopeless(
-                    f"not delivered within {limit_h:g} h: {self._trouble(item)}", f"{remedy}; then {again}"
+                    f"not delivered within {limit_h:g} h: {self._trouble(item, flaws)}",
+                    f"{remedy}; then {again}",
                 )
         return None
 

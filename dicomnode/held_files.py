@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dicomnode.reception.defects import Defect, Flawed
@@ -9,6 +10,14 @@ from dicomnode.reception.header import describe_file
 from dicomnode.reception.spool_file import read_back
 from dicomnode.records import HeldObject
 from dicomnode.results.writing import damage
+
+SetAside = Callable[[Mapping[str, Path], float], None]
+"""From SOP Instance UIDs and files of received objects that the disk damaged, and the time: their cases are
+held."""
+
+
+def leave(_paths: Mapping[str, Path], _now: float) -> None:
+    """Nobody holds cases here."""
 
 
 def require_whole(path: Path, held: HeldObject) -> None:
@@ -20,6 +29,28 @@ def require_whole(path: Path, held: HeldObject) -> None:
         _require_result(path, held)
     else:
         _require_received(path, held)
+
+
+def folder_away(data_dir: Path, path: str) -> Path | None:
+    """Of a file that is not there, data_dir's folder for its kind, where that is away too.
+
+    A file system that is away comes back, with all that is on it: its files are not lost.
+    """
+    folder = data_dir / Path(path).parts[0]
+    try:
+        return None if folder.is_dir() else folder
+    except OSError:
+        return folder
+
+
+def gone(held: HeldObject) -> str:
+    """What became of a file that is not there, while its folder is, and what to do."""
+    return f"its file {held.path} is gone: bring it back, or {how_to_have_anew(held)}"
+
+
+def unreadable(held: HeldObject, error: OSError) -> str:
+    """What became of a file that the disk does not give back at the moment, and what to do."""
+    return f"its file {held.path} cannot be read ({error.strerror or error}): check the disk"
 
 
 def how_to_have_anew(held: HeldObject) -> str:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from pydicom.dataset import Dataset
 
@@ -24,6 +23,7 @@ from dicomnode.commitment.scp import OpenAssociations
 from dicomnode.commitment.wire import tell, tell_over
 from dicomnode.config import Config, Peer
 from dicomnode.errors import LedgerUnavailable, NodeError, Transient
+from dicomnode.held_files import SetAside
 from dicomnode.ledger import Ledger
 from dicomnode.patience import Resting, backoff_s, lasts, spread
 from dicomnode.records import Promise
@@ -49,7 +49,7 @@ class Answerer:
         config: Config,
         ledger: Ledger,
         associations: OpenAssociations,
-        damaged: Callable[[Mapping[str, Path], float], None],
+        damaged: SetAside,
         jumps: Jumps | None = None,
         audit: Audit = SILENT,
     ) -> None:

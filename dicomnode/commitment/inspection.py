@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dicomnode.commitment.message import FailureReason
 from dicomnode.errors import Transient
-from dicomnode.held_files import damaged, how_to_have_anew, require_whole
+from dicomnode.held_files import damaged, folder_away, gone, require_whole, unreadable
 from dicomnode.reception.defects import Flawed
 from dicomnode.records import HeldObject
 
@@ -35,14 +35,11 @@ def inspect_object(data_dir: Path, held: HeldObject | None, sop_class_uid: str) 
     try:
         require_whole(data_dir / held.path, held)
     except FileNotFoundError:
-        folder = data_dir / Path(held.path).parts[0]
-        if not folder.is_dir():
+        if folder := folder_away(data_dir, held.path):
             raise Transient(f"{folder} is away: nothing can be committed to until it is back") from None
-        words = f"its file {held.path} is gone: bring it back, or {how_to_have_anew(held)}"
-        return Finding(FailureReason.NO_SUCH_OBJECT_INSTANCE, words)
+        return Finding(FailureReason.NO_SUCH_OBJECT_INSTANCE, gone(held))
     except OSError as error:
-        words = f"its file {held.path} cannot be read ({error.strerror or error}): check the disk"
-        return Finding(FailureReason.PROCESSING_FAILURE, words)
+        return Finding(FailureReason.PROCESSING_FAILURE, unreadable(held, error))
     except Flawed as flaw:
         words = damaged(held, flaw)
         return Finding(FailureReason.PROCESSING_FAILURE, words, None if held.is_result else held)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from dicomnode.computing.child_process import NO_ROOM
 from dicomnode.computing.job import InputsDamaged, Job, Outcome
 from dicomnode.config import Config
 from dicomnode.errors import IllegalTransition, Rejected, Unavailable
+from dicomnode.held_files import SetAside, leave
 from dicomnode.ledger import Ledger
 from dicomnode.patience import lasts
 from dicomnode.privacy import without_identity
@@ -85,7 +86,7 @@ class Computer:
         work: Callable[[Job], Outcome] = run,
         steady: Callable[[], float] | None = None,
         audit: Audit = SILENT,
-        damaged: Callable[[Mapping[str, Path], float], None] = lambda _paths, _now: None,
+        damaged: SetAside = leave,
     ) -> None:
         self._audit = audit
         self._set_aside = damaged

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from dicomnode.errors import RowRefused
+from dicomnode.held_files import folder_away
 from dicomnode.ledger import Ledger
 from dicomnode.ledger.index import Described
 from dicomnode.patience import backoff_s, lasts
@@ -141,8 +142,7 @@ class Indexer:
             return {}
 
     def _see_folder(self, unread: Unread, error: OSError) -> None:
-        folder = self._data_dir / Path(unread.path).parts[0]
-        if not _is_there(folder):
+        if folder := folder_away(self._data_dir, unread.path):
             raise _AwayError(folder) from error
 
     def _try_again(self, is_result: bool, now: float) -> None:
@@ -238,13 +238,6 @@ class Indexer:
             log.warning("%s cannot be reached for the index and is tried again: %s", unread.path, error)
         next_at = now + backoff_s(tries, _PAUSES)
         self._missed[unread.sop_instance_uid] = _Missed(unread, is_result, tries, next_at)
-
-
-def _is_there(folder: Path) -> bool:
-    try:
-        return folder.is_dir()
-    except OSError:
-        return False
 
 
 def _pass_over(sop_instance_uid: str, error: RowRefused) -> None:

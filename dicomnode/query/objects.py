@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicomnode.errors import LedgerUnavailable
-from dicomnode.held_files import damaged, require_whole
+from dicomnode.held_files import SetAside, damaged, folder_away, gone, leave, require_whole, unreadable
 from dicomnode.reception.defects import Flawed
 from dicomnode.reception.header import inflated_bytes
 from dicomnode.records import HeldObject
@@ -43,21 +43,19 @@ class Unsendable(Exception):
     """An object cannot be given to this receiver. The message says why."""
 
 
-SetAside = Callable[[Mapping[str, Path], float], None]
-"""From SOP Instance UIDs and files of received objects, and the time: their cases are held."""
-
-
-def leave(_paths: Mapping[str, Path], _now: float) -> None:
-    """Nobody holds cases here."""
-
-
 class Files:
     """Held objects as files to send. Every method may be called from any thread."""
 
-    def __init__(self, data_dir: Path, now: float, damaged: SetAside = leave) -> None:
-        """damaged: takes received objects that the disk has changed, so that they can be sent again."""
+    def __init__(
+        self, data_dir: Path, clock: Callable[[], float] = time.time, damaged: SetAside = leave
+    ) -> None:
+        """clock: seconds since 1970. damaged: takes received objects that the disk has changed, so that they
+        can be sent again.
+        """
         self._data_dir = data_dir
         self._damaged = damaged
+        self._clock = clock
+        now = clock()
         self._scratch = data_dir / "cache" / "retrieve"
         # What a node that was killed left there; another that shares the folder may be at work in it.
         for left in self._scratch.glob("*"):
@@ -85,14 +83,16 @@ class Files:
         try:
             require_whole(path, held)
         except FileNotFoundError:
-            raise Unsendable("its file is gone") from None
+            if folder := folder_away(self._data_dir, held.path):
+                raise Unsendable(f"{folder} is away: ask for it again when that is back") from None
+            raise Unsendable(gone(held)) from None
         except OSError as error:
-            raise Unsendable(f"its file {held.path} cannot be read: {error.strerror or error}") from None
+            raise Unsendable(unreadable(held, error)) from None
         except Flawed as flaw:
             with contextlib.suppress(LedgerUnavailable):
                 # Without the ledger it stays, and is found again by whoever asks next.
                 if not held.is_result:
-                    self._damaged({held.sop_instance_uid: path}, time.time())
+                    self._damaged({held.sop_instance_uid: path}, self._clock())
             raise Unsendable(damaged(held, flaw)) from None
 
     @contextmanager

@@ -7,7 +7,6 @@ handlers are therefore not generators: they answer by themselves (`transport.Acc
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -20,6 +19,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from dicomnode.audit.trail import SILENT, Audit, Party
 from dicomnode.contexts import GET_MODELS, MOVE_MODELS, SOP_CLASSES, transfer_syntaxes
 from dicomnode.errors import LedgerUnavailable, NodeError
+from dicomnode.held_files import SetAside, leave
 from dicomnode.ledger import Ledger
 from dicomnode.network.send import open_association, shorten_pdus
 from dicomnode.query.find import SYNTAXES, checked_model
@@ -31,7 +31,7 @@ from dicomnode.query.identifier import (
     read,
     to_retrieval,
 )
-from dicomnode.query.objects import FALLBACKS, Files, SetAside, leave
+from dicomnode.query.objects import FALLBACKS, Files
 from dicomnode.query.replies import name_of, refusing
 from dicomnode.query.suboperations import Progress, Retrieved, Route, perform
 from dicomnode.records import HeldObject
@@ -62,7 +62,7 @@ class _Retrieval:
     ) -> None:
         self._ledger = ledger
         self._audit = audit
-        self._files = Files(data_dir, time.time(), damaged)
+        self._files = Files(data_dir, damaged=damaged)
         self._settings = settings
         self._stopping = False
 

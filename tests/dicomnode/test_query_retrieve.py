@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -366,14 +366,14 @@ def held(instance: Instance) -> HeldObject:
 
 def test_a_file_in_an_accepted_syntax_is_not_touched(tmp_path: Path) -> None:
     first = slices(tmp_path)[0]
-    with Files(tmp_path, NOW).fitting(held(first), [ExplicitVRLittleEndian]) as path:
+    with Files(tmp_path, lambda: NOW).fitting(held(first), [ExplicitVRLittleEndian]) as path:
         assert path == tmp_path / first.path
 
 
 def test_what_cannot_be_converted_says_why(tmp_path: Path) -> None:
     dataset = ct_slice(StudyInstanceUID=STUDY, SeriesInstanceUID=SERIES, SOPInstanceUID=UIDS[0])
     big = held(spooled(tmp_path, dataset, ExplicitVRBigEndian))
-    files, explicit = Files(tmp_path, NOW), [str(ExplicitVRLittleEndian)]
+    files, explicit = Files(tmp_path, lambda: NOW), [str(ExplicitVRLittleEndian)]
     for accepted, word in (([], "no presentation context"), (explicit, "Big Endian")):
         with pytest.raises(Unsendable, match=word), files.fitting(big, accepted):
             pass
@@ -405,7 +405,12 @@ def a_result(data_dir: Path) -> HeldObject:
 def test_what_the_disk_damaged_is_given_to_nobody(tmp_path: Path, what: str, remedy: str) -> None:
     one = held(slices(tmp_path)[0]) if what == "input" else a_result(tmp_path)
     set_aside: list[str] = []
-    files = Files(tmp_path, NOW, lambda paths, _now: set_aside.extend(map(str, paths.values())))
+
+    def put_aside(paths: Mapping[str, Path], now: float) -> None:
+        assert now == NOW
+        set_aside.extend(map(str, paths.values()))
+
+    files = Files(tmp_path, lambda: NOW, put_aside)
     path = tmp_path / one.path
     for accepted in (ExplicitVRLittleEndian, ImplicitVRLittleEndian):
         with files.fitting(one, [accepted]) as sound:
@@ -426,8 +431,21 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
     one = held(slices(tmp_path)[0])
     (tmp_path / one.path).unlink()
     (tmp_path / one.path).mkdir()
-    with pytest.raises(Unsendable, match="cannot be read: Is a directory"):
-        Files(tmp_path, NOW).fitting(one, FALLBACKS).__enter__()
+    with pytest.raises(Unsendable, match=r"cannot be read \(Is a directory\): check the disk"):
+        Files(tmp_path, lambda: NOW).fitting(one, FALLBACKS).__enter__()
+
+
+def test_a_file_that_is_lost_is_told_from_a_folder_that_is_away(tmp_path: Path) -> None:
+    one = held(slices(tmp_path)[0])
+    files = Files(tmp_path, lambda: NOW)
+    (tmp_path / one.path).unlink()
+    with pytest.raises(Unsendable, match="is gone: bring it back, or have it sent again"):
+        files.fitting(one, FALLBACKS).__enter__()
+    spool = tmp_path / Path(one.path).parts[0]
+    spool.rename(tmp_path / "elsewhere")
+    with pytest.raises(Unsendable) as refused:
+        files.fitting(one, FALLBACKS).__enter__()
+    assert str(refused.value) == f"{spool} is away: ask for it again when that is back"
 
 
 @pytest.mark.parametrize(
@@ -443,7 +461,7 @@ def test_what_is_too_large_when_it_is_decoded_is_not_opened(
     dataset.PixelData = bytes(len(dataset.PixelData))
     written = compressed(dataset, syntax) if syntax.is_encapsulated else dataset
     there = held(spooled(tmp_path, written, syntax))
-    files = Files(tmp_path, NOW)
+    files = Files(tmp_path, lambda: NOW)
     decoded = len(encoded(dataset))
     monkeypatch.setattr("dicomnode.query.objects.LARGEST_BYTES", decoded * 2)
     with files.fitting(there, [ImplicitVRLittleEndian]) as path:
@@ -461,7 +479,7 @@ def test_a_conversion_waits_for_its_turn_and_not_for_ever(
 ) -> None:
     monkeypatch.setattr(objects, "TURN_WITHIN_S", 0.0)
     ours = held(slices(tmp_path)[2])
-    files = Files(tmp_path, NOW)
+    files = Files(tmp_path, lambda: NOW)
     with objects._turn, pytest.raises(Unsendable, match="ask for it again later"):
         files.fitting(ours, FALLBACKS).__enter__()
     with files.fitting(ours, FALLBACKS) as path:
@@ -474,5 +492,5 @@ def test_what_a_killed_node_left_of_conversions_goes_a_day_later(tmp_path: Path)
         path.parent.mkdir(parents=True)
         path.write_bytes(b"half")
         os.utime(path.parent, (at, at))
-    Files(tmp_path, NOW)
+    Files(tmp_path, lambda: NOW)
     assert (left.exists(), busy.exists()) == (False, True)
