@@ -67,31 +67,28 @@ def loss_of(network: Network, batch: Batch, settings: Settings, precision: torch
 
 def error_loss(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
     """The loss of an error. error: (N, S, H, W), estimate less truth, in the network's unit of dose."""
-    loss = _of_voxels(error, batch, settings)
+    near = F.avg_pool3d(batch.dvk[:, None], (3, 5, 5), 1, (1, 2, 2), count_include_pad=False)[:, 0]
+    loss = _of_voxels(error, near, batch, settings)
     if settings.voi_weight:
         loss = loss + settings.voi_weight * _of_vois(error, batch, settings)
     if settings.noise_weight:
-        loss = loss + settings.noise_weight * _of_noise(error, batch, settings)
+        loss = loss + settings.noise_weight * _of_noise(error, near, batch, settings)
     return loss
 
 
-def _of_voxels(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
+def _of_voxels(error: Tensor, near: Tensor, batch: Batch, settings: Settings) -> Tensor:
+    """near: DVK's dose rate, smoothed."""
     floor = settings.loss_floor
-    weight = batch.counts * (floor / (_smoothed(batch.dvk) + floor)) ** settings.loss_exponent
+    weight = batch.counts * (floor / (near + floor)) ** settings.loss_exponent
     return ((error / floor) ** 2 * weight).sum() / batch.counts.sum().clamp(min=1)
 
 
-def _of_noise(error: Tensor, batch: Batch, settings: Settings) -> Tensor:
+def _of_noise(error: Tensor, near: Tensor, batch: Batch, settings: Settings) -> Tensor:
     """Relative variance of the estimate: the truth of both images is one, and falls out of the difference."""
     first, second = error.chunk(2)
     counts = batch.counts[: len(first)]
-    near = sum(_smoothed(dvk) for dvk in batch.dvk.chunk(2)) / 2
-    relative = (first - second) / (near + settings.loss_floor)
+    relative = (first - second) / (sum(near.chunk(2)) / 2 + settings.loss_floor)
     return (relative**2 * counts).sum() / 2 / counts.sum().clamp(min=1)
-
-
-def _smoothed(dvk: Tensor) -> Tensor:
-    return F.avg_pool3d(dvk[:, None], (3, 5, 5), 1, (1, 2, 2), count_include_pad=False)[:, 0]
 
 
 def _of_vois(error: Tensor, batch: Batch, settings: Settings) -> Tensor:

@@ -316,19 +316,19 @@ def train(work: Work, left: Callable[[], float]) -> None:
         raise InputRejected(
             f"{folder} holds {there} examples", f"Generate {LEAST_TO_TRAIN} or more: --stage generate"
         )
-    in_plane = recipe.loop.in_plane
-    validation = list(new_samples(work.folder / "validation", set(), in_plane))
+    taken = partial(new_samples, in_plane=recipe.loop.in_plane, images=2 if recipe.loop.noise_weight else 1)
+    validation = list(taken(work.folder / "validation", set()))
     for architecture in recipe.architectures:
         network, settings = _beginning(work, architecture)
         work.tell(f"training {architecture} on {there} patients")
         trained = training.train(
             network,
-            new_samples(folder, set(), in_plane),
+            taken(folder, set()),
             settings,
             network_folder(work.folder, architecture),
             device=recipe.device,
             validation=validation,
-            more=partial(new_samples, folder, in_plane=in_plane),
+            more=partial(taken, folder),
             pause_after_s=max(left(), 1.0),
             clock=work.clock,
             tell=lambda entry: work.tell(said(entry)),
@@ -387,40 +387,41 @@ def network_folder(folder: Path, architecture: str) -> Path:
     return folder / "networks" / architecture
 
 
-def new_samples(folder: Path, known: set[str], in_plane: int = 1) -> Iterator[Sample]:
+def new_samples(folder: Path, known: set[str], in_plane: int = 1, images: int = 2) -> Iterator[Sample]:
     """Examples of a folder that are not known yet, as the network learns from them."""
     for path in sorted(folder.glob("*.npz")):
         if path.name not in known:
-            yield sample_of(load(path), path, in_plane)
+            yield sample_of(load(path), path, in_plane, images)
 
 
-def sample_of(example: Example, path: Path, in_plane: int = 1) -> Sample:
+def sample_of(example: Example, path: Path, in_plane: int = 1, images: int = 2) -> Sample:
     """An example in the network's units. path: for errors; its name is the sample's.
 
-    in_plane: voxels of the example, along rows and along columns, that make one of the network's.
+    in_plane: voxels of the example, along rows and along columns, that make one of the network's. images: at
+        most so many are kept, one or two: the second is memory that only a `noise_weight` makes use of.
     """
     if not example.total_mbq > 0:
         raise InputRejected(f"{path} holds no activity", "Remove it")
     # Relative to the activity of the SPECT's whole field, of which an example keeps the body's box. Its other
     # image is one of the same activity: with its own total the truth of the two would differ.
-    images = [
+    scaled = [
         (
             spect_input(_merged(spect, in_plane), example.total_mbq),
             dose_target(_merged(dvk, in_plane), example.total_mbq),
         )
         for spect, dvk in [
             (example.spect, example.dvk),
-            *((again.spect, again.dvk) for again in example.realisations[:1]),
+            *((again.spect, again.dvk) for again in example.realisations[: images - 1]),
         ]
     ]
     return sample(
         path.name,
-        images[0][0],
+        scaled[0][0],
         density_input(_merged(example.density, in_plane)),
-        images[0][1],
+        scaled[0][1],
         dose_target(_merged(example.truth, in_plane), example.total_mbq),
         [_merged(mask.astype(np.float32), in_plane) >= 0.5 for mask in judged_vois(example.vois).values()],
-        images[1] if images[1:] else None,
+        scaled[1] if scaled[1:] else None,
     )
 
 

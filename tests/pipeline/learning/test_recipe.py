@@ -251,6 +251,7 @@ def test_a_second_image_is_in_the_units_of_the_first(tmp_path: Path) -> None:
         ratio = float(again.max()) / float(first.max())
         assert ratio == pytest.approx(float(images[0].max() / images[1].max()), rel=2e-3)
     assert recipes.sample_of(synthetic.example(), tmp_path / "p.npz").again is None
+    assert recipes.sample_of(one, tmp_path / "p.npz", images=1).again is None
 
 
 def test_some_to_learn_from_and_those_that_judge_come_first(tmp_path: Path) -> None:
