@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import time
 import zipfile
@@ -107,6 +108,17 @@ class Settings:
                 f"a mix of {self.mix:g} of what is learnt with what training began with",
                 "Take more than 0 and at most 1, and weights to start from",
             )
+        for name in ("loss_exponent", "voi_weight", "noise_weight", "weight_decay", "activity_jitter"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ModelRejected(f"{name} of {getattr(self, name):g}", "Take 0 or a positive number")
+        low, high = self.voi_bounds
+        if not 0 < low <= high < math.inf:
+            raise ModelRejected(
+                f"voi_bounds of {low:g} and {high:g}", "Take two positive numbers, the lower one first"
+            )
+        for name in ("learning_rate", "loss_floor", "memory_gb"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ModelRejected(f"{name} of {getattr(self, name):g}", "Take a positive number")
         if self.crop % DIVISOR or self.crop <= 2 * self.margin or self.slab < LEAST_SLAB or self.batch < 1:
             raise ModelRejected(
                 f"crops of {self.crop} voxels with margins of {self.margin}, slabs of {self.slab} slices and "

@@ -46,6 +46,12 @@ def train(
     threads: Annotated[
         int | None, typer.Option(min=1, help="of the processor, for each process; else all")
     ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="of the loop, NAME=VALUE, such as noise_weight=10; repeat for more (models/training.py)"
+        ),
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(min=1, help="of training, per architecture; else its share of the hours"),
@@ -84,6 +90,7 @@ def train(
         name=name,
         patients=patients,
         threads=threads,
+        settings=setting or [],
         steps=steps,
         start_from=start_from,
         mix=mix,

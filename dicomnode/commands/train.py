@@ -7,7 +7,9 @@ import platform
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any, get_origin, get_type_hints
 
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from dicomnode import __version__
@@ -29,6 +31,7 @@ def train(
     name: str,
     patients: str | None,
     threads: int | None,
+    settings: Sequence[str],
     steps: int | None,
     start_from: str | None,
     mix: float,
@@ -38,6 +41,7 @@ def train(
     today: date,
 ) -> None:
     """Run the stages of a recipe in `folder`. patients: ``first:end`` of those that are generated.
+    settings: of the loop, NAME=VALUE each.
 
     raises: InputRejected and ModelRejected for what a person must put right, before anything is half-written.
     """
@@ -58,6 +62,7 @@ def train(
         device=used,
         threads=threads,
         steps=steps,
+        learning=_learning(settings),
         start_from=None if start_from is None else weights.find(start_from),
         mix=mix,
         crowded_from=crowded_from,
@@ -92,6 +97,27 @@ def _device(wanted: str) -> str:
     if wanted != "cpu" and not torch.cuda.is_available():
         raise ConfigurationError(f"there is no device {wanted!r} here", "Use --device cpu, or auto")
     return wanted
+
+
+def _learning(given: Sequence[str]) -> dict[str, Any]:
+    """Settings of the loop, as their types want them; the recipe knows which there are."""
+    from models import training
+
+    types = get_type_hints(training.Settings)
+    settings: dict[str, Any] = {}
+    for one in given:
+        name, sign, value = one.partition("=")
+        if not sign:
+            raise ConfigurationError(f"--setting {one} has no value", "Give NAME=VALUE, such as voi_weight=0")
+        wanted = types.get(name, str)
+        try:
+            settings[name] = TypeAdapter(wanted).validate_python(
+                value.split(",") if get_origin(wanted) is tuple else value
+            )
+        except ValidationError as error:
+            said = error.errors()[0]["msg"]
+            raise ConfigurationError(f"--setting {one}: {said}", "See models/training.py") from None
+    return settings
 
 
 def _interval(patients: str | None) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -55,6 +55,8 @@ GENERATING, TRAINING = 0.45, 0.45
 LEAST_TO_TRAIN = 2
 GOING_ON = 0.5
 """Of the learning rate: for weights that training goes on from."""
+OWN_OPTIONS = ("steps", "seconds", "started_from", "mix")
+"""Settings of the loop that a recipe has fields of its own for."""
 HELD_BACK = 5
 """Of a hospital's own patients one in so many is judged, and one in so many looked at while training."""
 GIVEN = "patients.json"
@@ -76,7 +78,7 @@ class Recipe:
     workers: processes that generate at once.
     pause_s: this call ends after so long, whatever is done by then; None: it does not.
     chosen: only these of the patients are generated, first and end in the order of `patients_of`.
-    learning: settings of the loop; None: its seconds follow from the hours.
+    learning: settings of the loop by name (`training.Settings`), in place of the usual ones.
     """
 
     hours: float = 2.0
@@ -98,7 +100,7 @@ class Recipe:
     chosen: tuple[int, int] | None = None
     software: str = ""
     generate: generating.Settings = field(default_factory=generating.Settings)
-    learning: training.Settings | None = None
+    learning: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.hours > 0:
@@ -112,6 +114,11 @@ class Recipe:
             raise InputRejected("a mix, and no weights to start from", "Name them too, or leave the mix out")
         if not 0 < self.mix <= 1:
             raise InputRejected(f"a mix of {self.mix:g}", "Take more than 0 of what is learnt, and at most 1")
+        loop = {one.name for one in fields(training.Settings)} - set(OWN_OPTIONS)
+        if unknown := sorted(set(self.learning) - loop):
+            raise InputRejected(
+                f"{unknown[0]!r} is no setting of the training", f"Take one of {', '.join(sorted(loop))}"
+            )
         if self.data is not None and not self.data.is_dir():
             raise InputRejected(
                 f"there is no folder {self.data}", "Name the folder that holds one per patient"
@@ -120,14 +127,14 @@ class Recipe:
     @property
     def loop(self) -> training.Settings:
         """How each network is trained: its share of the hours, and larger batches where a GPU computes."""
-        if self.learning is not None:
-            return self.learning
         seconds = None if self.steps else TRAINING * self.hours * HOUR_S / len(self.architectures)
         budget = training.Settings(steps=self.steps, seconds=seconds)
         if self.device == "cpu":
             # Four times as many patients in the same time, and kernels as wide as the camera's response.
-            return replace(budget, in_plane=2, crop=80, margin=8, batch=2)
-        return replace(budget, batch=16, loaders=8, memory_gb=20.0)
+            usual = replace(budget, in_plane=2, crop=80, margin=8, batch=2)
+        else:
+            usual = replace(budget, batch=16, loaders=8, memory_gb=20.0)
+        return replace(usual, **self.learning)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -366,10 +373,16 @@ def _beginning(work: Work, architecture: str) -> tuple[Network, training.Setting
                 f"the weights {known.name} are of the {what} {theirs}, and {ours} is to be trained",
                 "Start from others, or from nothing",
             )
-    begun = f"{known.name}, sha256 {known.sha256}"
-    rate = settings.learning_rate * GOING_ON
-    going_on = replace(settings, learning_rate=rate, hold_norm=0.0, started_from=begun, mix=recipe.mix)
-    return found.network, going_on
+    going_on = _going_on(settings, recipe.learning)
+    return found.network, replace(
+        going_on, started_from=f"{known.name}, sha256 {known.sha256}", mix=recipe.mix
+    )
+
+
+def _going_on(settings: training.Settings, asked: Mapping[str, Any]) -> training.Settings:
+    """The usual settings for a network that was trained before, but for those that somebody asked for."""
+    usual: dict[str, Any] = {"learning_rate": settings.learning_rate * GOING_ON, "hold_norm": 0.0}
+    return replace(settings, **{name: value for name, value in usual.items() if name not in asked})
 
 
 def _in_plane_of(folder: Path, voxel_mm: Sequence[float], usual: int) -> int:
@@ -544,13 +557,29 @@ def _budget(recipe: Recipe, trained: Mapping[str, Any]) -> str:
     start = f" --start-from {begun}" if begun else ""
     if settings.get("mix", 1) != 1:
         start += f" --mix {settings['mix']:g}"
-    start += f" --device {recipe.device}"
+    start += (
+        "".join(f" --setting {one}" for one in _unusual(settings, begun, recipe.device))
+        + f" --device {recipe.device}"
+    )
     # The name may be another's as soon as these are published in its place.
     start += f"   # from {begun} of sha256 {sha256}" if begun else ""
     if settings.get("seconds") is None:
         return f"--steps {settings['steps']}{start}"
     hours = float(settings["seconds"]) * len(recipe.architectures) / TRAINING / HOUR_S
     return f"--hours {round(hours, 2):g}{start}"
+
+
+def _unusual(trained: Mapping[str, Any], begun: str, device: str) -> list[str]:
+    """Those settings that training would not have had by itself, as NAME=VALUE."""
+    usual = Recipe(steps=1, device=device).loop
+    if begun:
+        usual = _going_on(usual, {})
+    changed = (
+        (name, trained[name])
+        for name, value in asdict(usual).items()
+        if name in trained and name not in OWN_OPTIONS and json.loads(json.dumps(value)) != trained[name]
+    )
+    return [f"{name}={','.join(map(str, v)) if isinstance(v, list) else v}" for name, v in changed]
 
 
 def _trained(work: Work) -> list[str]:

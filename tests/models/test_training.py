@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -380,3 +381,18 @@ def test_bf16_and_fp32_lose_alike() -> None:
         torch.nn.init.constant_(parameter, 1.0)
     losses = [loss_of(network, batch, SMALL, p).item() for p in (torch.float32, torch.bfloat16)]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"noise_weight": -1.0}, "noise_weight of -1"),
+        ({"voi_weight": float("nan")}, "voi_weight of nan"),
+        ({"learning_rate": 0.0}, "learning_rate of 0"),
+        ({"voi_bounds": (4.0, 0.5)}, "voi_bounds of 4 and 0.5"),
+        ({"crop": 20}, "crops of 20 voxels"),
+    ],
+)
+def test_settings_that_nothing_is_learnt_with_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelRejected, match=said):
+        training.Settings(steps=1, **wrong)

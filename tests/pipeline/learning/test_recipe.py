@@ -19,10 +19,11 @@ from pipeline.learning.recipe import Recipe, Work, run
 from tests.pipeline.learning import synthetic
 from tests.pipeline.learning.test_generate import CAMERA, SETTINGS, hospital
 
-LOOP = training.Settings(
-    steps=2, batch=1, slab=4, crop=32, margin=4, precision="fp32", log_every=1, validate_every=2,
-    validation_crops=1,
-)  # fmt: skip
+STEPS = 2
+LOOP = {
+    "batch": 1, "slab": 4, "crop": 32, "margin": 4, "in_plane": 1, "precision": "fp32", "log_every": 1,
+    "validate_every": 2, "validation_crops": 1,
+}  # fmt: skip
 
 
 def data(folder: Path, count: int = 4) -> Path:
@@ -42,6 +43,7 @@ def work(tmp_path: Path, **changes: object) -> tuple[Work, list[str]]:
         threads=1,
         software="dicomnode test",
         generate=settings,
+        steps=STEPS,
         learning=LOOP,
     )
     recipe = replace(recipe, **changes)  # type: ignore[arg-type]
@@ -63,7 +65,7 @@ def test_a_hospitals_own_truth_becomes_weights(tmp_path: Path) -> None:
     assert [p.name for p in sorted((job.folder / "test").glob("*.npz"))] == ["patient-0.npz"]
     loaded = weights.load(job.folder / "weights" / "small")
     assert loaded.manifest.training["patients"] == 2
-    assert loaded.manifest.training["steps"] == LOOP.steps
+    assert loaded.manifest.training["steps"] == STEPS
     assert loaded.manifest.voxel_mm == (3.0, 1.953125, 1.953125)
     assert loaded.manifest.resolution_fwhm_mm == pytest.approx(
         (0.9 * CAMERA.fwhm_mm(100), 1.1 * CAMERA.fwhm_mm(100)), abs=0.01
@@ -87,7 +89,7 @@ def test_a_hospitals_own_truth_becomes_weights(tmp_path: Path) -> None:
 
 def test_a_pause_leaves_a_checkpoint_that_the_next_call_takes_up(tmp_path: Path) -> None:
     seconds = iter(range(10_000))
-    job, told = work(tmp_path, pause_s=14.0, learning=replace(LOOP, steps=20))
+    job, told = work(tmp_path, pause_s=14.0, steps=20)
     with_examples(job.folder)
     ticking = replace(job, clock=lambda: float(next(seconds)))
     run(ticking, ["train"])
@@ -116,7 +118,7 @@ def test_training_goes_on_from_weights(begun: weights.Weights, tmp_path: Path) -
     for key, value in begun.network.state_dict().items():
         assert torch.equal(network.state_dict()[key], value), key
     assert settings.hold_norm == 0.0
-    assert settings.learning_rate < LOOP.learning_rate
+    assert settings.learning_rate < training.Settings(steps=1).learning_rate
     run(further, ["train", "evaluate", "publish"])
     then = weights.load(further.folder / "weights" / "further")
     assert then.manifest.training["settings"]["started_from"] == f"small, sha256 {begun.manifest.sha256}"
@@ -124,7 +126,7 @@ def test_training_goes_on_from_weights(begun: weights.Weights, tmp_path: Path) -
         if "running" in key:
             assert torch.equal(value, begun.network.state_dict()[key]), key
     assert then.manifest.sha256 != begun.manifest.sha256
-    assert f"--steps {LOOP.steps} --start-from small" in (then.folder / "MODEL_CARD.md").read_text()
+    assert f"--steps {STEPS} --start-from small" in (then.folder / "MODEL_CARD.md").read_text()
 
 
 def test_what_is_published_may_be_a_mix_with_what_training_began_with(
@@ -175,7 +177,7 @@ def test_going_on_takes_the_weights_voxels_whatever_the_device_would(
     begun: weights.Weights, tmp_path: Path
 ) -> None:
     """On a GPU nothing is trained on merged voxels, unless it goes on from weights that were."""
-    job, _ = work(tmp_path, start_from=begun.folder, learning=replace(LOOP, in_plane=2))
+    job, _ = work(tmp_path, start_from=begun.folder, learning=LOOP | {"in_plane": 2})
     with_examples(job.folder)
     _, settings = recipes._beginning(job, "dblurdosenet")
     assert settings.in_plane == 1
@@ -185,6 +187,40 @@ def test_a_budget_is_of_steps_or_of_hours() -> None:
     both = ("dblurdosenet", "2d")
     assert (Recipe(steps=30, architectures=both).loop.steps, Recipe(steps=30).loop.seconds) == (30, None)
     assert Recipe(hours=1.0, architectures=both).loop.seconds == pytest.approx(0.45 * 1800)
+
+
+def test_the_card_tells_the_settings_that_are_not_the_usual_ones(
+    begun: weights.Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that its command makes the same weights again."""
+    monkeypatch.setattr(recipes._Pictures, "_draw", lambda *_: None)
+    asked = {"noise_weight": 10.0, "voi_bounds": (0.5, 4.0), "learning_rate": 1e-4}
+    job, _ = work(tmp_path, start_from=begun.folder, name="further", learning=LOOP | asked)
+    with_examples(job.folder)
+    run(job, ["train", "evaluate", "publish"])
+    made = weights.load(job.folder / "weights" / "further")
+    used = made.manifest.training["settings"]
+    assert (used["noise_weight"], used["learning_rate"], used["hold_norm"]) == (10.0, 1e-4, 0.0)
+    (command,) = (
+        line for line in (made.folder / "MODEL_CARD.md").read_text().splitlines() if "dicomnode train" in line
+    )
+    for one in (
+        "noise_weight=10.0",
+        "voi_bounds=0.5,4.0",
+        "learning_rate=0.0001",
+        "batch=1",
+        "precision=fp32",
+    ):
+        assert f"--setting {one}" in command
+    for usual in ("hold_norm", "voi_weight", "seed", "started_from", "steps="):
+        assert usual not in command.partition("#")[0]
+
+
+@pytest.mark.parametrize("name", ["noise", "steps", "mix"])
+def test_a_setting_that_there_is_not_is_refused_by_name(name: str) -> None:
+    with pytest.raises(InputRejected, match=f"'{name}' is no setting of the training") as refused:
+        Recipe(learning={name: 1})
+    assert "noise_weight" in str(refused.value)
 
 
 def test_each_architecture_is_trained_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +345,7 @@ def test_of_a_short_call_generation_leaves_training_its_part(
     monkeypatch.setattr(
         generating, "make_example", lambda patient, *_, **__: synthetic.example(1, patient.patient_id)
     )
-    job, _ = work(tmp_path, train=60, test=0, validation=0, pause_s=200.0, learning=replace(LOOP, steps=3))
+    job, _ = work(tmp_path, train=60, test=0, validation=0, pause_s=200.0, steps=3)
     run(replace(job, clock=lambda: float(next(seconds))), ["generate", "train"])
     assert 4 <= len(list((job.folder / "train").glob("*.npz"))) <= 9
     assert (recipes.network_folder(job.folder, "dblurdosenet") / training.CHECKPOINT).exists()
