@@ -7,10 +7,14 @@ goes through `steps.insert_new`. So a state is always advanced from the state th
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
+
+_log = logging.getLogger(__name__)
 
 # Keys of our advisory locks: "DCMN" in ASCII, and what is locked.
 _OURS = 0x44434D4E
@@ -111,9 +115,18 @@ class WorkLock:
                 raise
 
     def release(self) -> None:
-        """Let another node work."""
+        """Let another node work, from now on."""
         with self._turn:
-            self._drop()
+            try:
+                if self._connection is not None:
+                    # The server notices a closed connection only some time after we have gone on.
+                    query = text("SELECT pg_advisory_unlock(:ours, :what)")
+                    self._connection.execute(query, {"ours": _OURS, "what": _WORK})
+            except SQLAlchemyError:
+                # A server that cannot be asked has ended the connection, or will, and the lock with it.
+                _log.debug("the lock of the work was not given back by asking", exc_info=True)
+            finally:
+                self._drop()
 
     def _take(self) -> bool:
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
